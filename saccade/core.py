@@ -1,0 +1,168 @@
+"""The contract between an algorithm and the engine that trains it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Op = Literal["flip", "jitter", "grayscale", "blur", "solarize"]
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Where training is: handed to every hook, so that no hook needs the engine."""
+
+    step: int
+    total: int  # steps of the whole run
+    epoch_steps: int
+
+    @property
+    def epoch(self) -> int:
+        return self.step // self.epoch_steps
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, in [0, 1)."""
+        return self.step / max(self.total, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one forward pass returns: the scalar to minimize, and detached scalars to plot."""
+
+    loss: Tensor
+    logs: dict[str, Tensor] = field(default_factory=dict)
+    features: Tensor | None = None  # [B, D] detached representation of one view: health reads it
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One row of a paper's augmentation table. Probabilities unless said otherwise."""
+
+    count: int = 1
+    size: int = 224  # pixels
+    crop: tuple[float, float] = (0.08, 1.0)  # range of area
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # range of width / height
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    flip: float = 0.5
+    jitter: float = 0.8
+    strength: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)  # b, c, s, h
+    grayscale: float = 0.2
+    blur: float = 0.5
+    sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+    solarize: float = 0.0
+    order: tuple[Op, ...] = ("flip", "jitter", "grayscale", "blur", "solarize")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Views:
+    """A batch of augmented views of the same B images."""
+
+    images: list[Tensor]  # V x [B, C, H, W], normalized
+    index: Tensor  # [B] which image of the dataset
+    key: Tensor  # [B] int64, a key for (seed, epoch, image): `nn.random` draws from it
+    boxes: list[Tensor] = field(default_factory=list)  # V x [B, 4] crop in the image, 0..1, xyxy
+    flips: list[Tensor] = field(default_factory=list)  # V x [B] was it mirrored
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Parameters that share a learning rate and a weight decay."""
+
+    params: list[tuple[str, nn.Parameter]]
+    lr_scale: float = 1.0
+    decay_scale: float = 1.0
+
+
+class Task(nn.Module, ABC):
+    """Something the engine can train.
+
+    A subclass is final: never subclass it again. It has a frozen dataclass `Config` and takes
+    `(cfg, ...)` in `__init__`. All its state is a parameter or a buffer.
+    """
+
+    @abstractmethod
+    def forward(self, batch: Any, clock: Clock) -> Step:
+        """One training step of the paper."""
+
+    def groups(self) -> Iterable[Group]:
+        """Learning-rate and decay scales; each trainable parameter stands in one group."""
+        return [Group([(n, p) for n, p in self.named_parameters() if p.requires_grad])]
+
+    def before_epoch(self, clock: Clock) -> None:
+        """Whole-dataset work, such as clustering."""
+
+    def before_update(self, clock: Clock) -> None:
+        """Gradients are ready, the optimizer has not moved: freeze or clip here."""
+
+    def after_update(self, clock: Clock) -> None:
+        """The optimizer has moved: update teachers, renormalize weights."""
+
+
+class Backbone(nn.Module, ABC):
+    """What every encoder offers, convolutional or transformer."""
+
+    dim: int  # channels of `features`, width of the pooled vector
+    channels: int  # of the input picture
+    image_size: int  # pixels, the size it was built for
+
+    @abstractmethod
+    def features(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b d h w"]:
+        """The last feature map, normalized where the network ends in a norm."""
+
+    @abstractmethod
+    def forward(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b d"]:
+        """The pooled vector: the CLS token where there is one, else the mean of the map."""
+
+
+class PatchBackbone(Backbone):
+    """A plain transformer over a sequence of patches, some of which can be dropped."""
+
+    patch: int  # pixels
+    grid: tuple[int, int]  # rows and columns of patches at `image_size`
+    prefix: int  # tokens in front of the patches: CLS, registers
+
+    @abstractmethod
+    def tokens(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b n d"]:
+        """Embedded patches with their positions, without prefix tokens, in raster order."""
+
+    @abstractmethod
+    def encode(self, tokens: Float[Tensor, "b m d"]) -> Float[Tensor, "b p d"]:
+        """Prefix tokens put in front of any subset of patches, through all blocks and the norm."""
+
+    @abstractmethod
+    def layers(self, x: Float[Tensor, "b c H W"], last: int) -> list[Float[Tensor, "b p d"]]:
+        """All tokens after each of the last blocks, each through the final norm, oldest first."""
+
+    @abstractmethod
+    def attention(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b heads p p"]:
+        """Softmaxed attention of the last block, rows are queries, prefix tokens first."""
+
+    @abstractmethod
+    def fix_positions(self, table: Float[Tensor, "n d"]) -> None:
+        """Replace learned positions of the patches by a table that is not trained; prefix gets 0."""
+
+
+E = TypeVar("E", bound=Backbone, covariant=True)
+
+
+class Method(Task, Generic[E]):
+    """A pretraining task for one kind of encoder."""
+
+    encoder: E  # what trains
+
+    def kept(self) -> Backbone:
+        """What the user takes home: the encoder, or the teacher where the paper keeps that."""
+        return self.encoder
+
+
+class System(Task):
+    """A downstream task: it trains on labels and predicts."""
+
+    @abstractmethod
+    def predict(self, inputs: Any) -> Any: ...

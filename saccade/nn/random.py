@@ -1,0 +1,44 @@
+"""Randomness as a function: the same key always gives the same draw, on any rank or device.
+
+A counter-based generator: the 64-bit finalizer of MurmurHash3 (Appleby 2011, as varied by Stafford,
+"mix 13") over key, salt and position. Keys, salts and positions are int64 and wrap around.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 / golden ratio, as int64
+
+
+def _mix(x: Tensor) -> Tensor:
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64))):
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor  # logical shift, wrapping product
+    return x ^ ((x >> 31) & ((1 << 33) - 1))
+
+
+def salt(name: str) -> int:
+    """A fixed number for an operation's name."""
+    return zlib.crc32(name.encode())
+
+
+def fold(key: Int[Tensor, "*shape"], value: Int[Tensor, "*shape"] | int) -> Int[Tensor, "*shape"]:
+    """A new key from a key and one more number: fold(fold(seed, epoch), index)."""
+    return _mix(_mix(key + GOLDEN) ^ (torch.as_tensor(value, device=key.device) * GOLDEN))
+
+
+def keys(seed: int, epoch: int, index: Int[Tensor, "b"]) -> Int[Tensor, "b"]:
+    """One key per picture and epoch."""
+    start = fold(torch.tensor(seed, device=index.device), epoch)
+    return fold(start.expand_as(index), index)
+
+
+def uniform(key: Int[Tensor, "b"], n: int, name: str) -> Float[Tensor, "b n"]:
+    """n draws in [0, 1) for each key, float32, independent between names."""
+    at = torch.arange(n, device=key.device)
+    bits = fold(fold(key, salt(name))[:, None].expand(-1, n), at.expand(len(key), -1))
+    return ((bits >> 40) & 0xFFFFFF).float() / (1 << 24)

@@ -1,0 +1,84 @@
+"""What a run is made of, as plain frozen values. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR_STD = (0.2470, 0.2435, 0.2616)
+
+LrRule = Literal["none", "linear-256", "linear-512", "sqrt-1024"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    name: str = "resnet50"  # any timm name, or one of `saccade list backbones`
+    image_size: int = 224  # pixels: sizes position tables and picks the stem
+    channels: int = 3
+    drop_path: float = 0.0  # stochastic depth of the trained network, teachers have none
+    stem: Literal["auto", "small", "paper"] = "auto"  # small: 3x3, no pooling; auto: at <= 64 px
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalize:
+    """Per channel, of pictures in [0, 1]."""
+
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Learning rate over the run: linear warm-up from 0, then a shape."""
+
+    warmup_epochs: float = 0.0
+    shape: Literal["cosine", "constant", "steps"] = "cosine"
+    final_lr: float = 0.0  # what the cosine ends at; not scaled by the batch
+    drops: tuple[float, ...] = (0.6, 0.8)  # shares of the run at which `steps` multiplies by .1
+    per: Literal["step", "epoch"] = "step"  # how often the shape moves
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    name: Literal["sgd", "adamw", "lars"] = "sgd"
+    lr: float = 0.03
+    lr_rule: LrRule = "linear-256"
+    momentum: float = 0.9  # sgd, lars
+    betas: tuple[float, float] = (0.9, 0.999)  # adamw
+    weight_decay: float | tuple[float, float] = 1e-4  # a pair ramps along half a cosine
+    decay_1d: bool = True  # decay biases and norm weights too (lars: adapt them too)
+    trust: float = 0.001  # lars
+    lr_in_buffer: bool = False  # lars: the TensorFlow form, learning rate inside the momentum
+    clip: float = 0.0  # largest gradient norm; 0 never clips
+    clip_by: Literal["all", "tensor"] = "all"
+    schedule: Schedule = field(default_factory=Schedule)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A method's settings for one purpose. `method` is the method's own Config."""
+
+    method: Any
+    backbone: BackboneConfig
+    optim: Optim
+    epochs: int
+    batch_size: int  # global: over all devices
+    normalize: Normalize = Normalize()
+    sync_batch_norm: bool = True  # over ranks; off where the paper keeps statistics per device
+    source: str = ""  # where the numbers come from
+
+
+def scaled_lr(lr: float, rule: LrRule, batch_size: int) -> float:
+    """Learning rate for a global batch size under a named rule."""
+    match rule:
+        case "linear-256":
+            return lr * batch_size / 256
+        case "linear-512":
+            return lr * batch_size / 512
+        case "sqrt-1024":
+            return lr * (batch_size / 1024) ** 0.5
+        case "none":
+            return lr
