@@ -83,8 +83,10 @@ def _set(cfg: Any, path: list[str], text: str, where: str) -> Any:
         new = _set(old, rest, text, f"{full}.")
     else:
         if is_dataclass(old):
-            raise ValueError(f"setting {full} holds {', '.join(_hints(type(old)))}; set one of those")
-        new = _value(kind, _parse(text), full)
+            raise ValueError(
+                f"setting {full} holds {', '.join(_hints(type(old)))}; set one of those"
+            )
+        new = _value(kind, text if kind is str else _parse(text), full)
     if isinstance(cfg, tuple):
         return (*cfg[: int(name)], new, *cfg[int(name) + 1 :])
     return replace(cfg, **{name: new})

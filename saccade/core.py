@@ -145,7 +145,7 @@ class PatchBackbone(Backbone):
 
     @abstractmethod
     def fix_positions(self, table: Float[Tensor, "n d"]) -> None:
-        """Replace learned positions of the patches by a table that is not trained; prefix gets 0."""
+        """Use a table of positions that is not trained; prefix tokens get none."""
 
 
 E = TypeVar("E", bound=Backbone, covariant=True)

@@ -58,6 +58,23 @@ class Optim:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Engine:
+    """How to run, apart from what to train. Nothing here changes the result but precision."""
+
+    devices: int = 1  # ranks: GPUs, or processes on a CPU
+    workers: int = 2  # threads that decode and augment, per rank
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    channels_last: bool = True  # for convolutional encoders
+    memory_gb: float = 2.0  # decoded pictures kept in memory, per rank; 0 keeps none
+    log_every: int = 10  # steps
+    save_seconds: float = 60.0  # between checkpoints
+    keep: int = 2  # checkpoints
+    knn_every: int = 5  # epochs between online kNN figures where labels exist; 0 never
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A method's settings for one purpose. `method` is the method's own Config."""
 

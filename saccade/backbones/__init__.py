@@ -1,0 +1,47 @@
+"""Encoders by name: our small presets, and any ResNet, ViT, Swin or ConvNeXt of timm."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .presets import PRESETS, WELL_KNOWN
+
+if TYPE_CHECKING:
+    from ..core import Backbone
+    from ..recipe import BackboneConfig
+    from .timm_adapter import Report
+
+
+def names() -> list[str]:
+    """A short list to choose from; `create` takes every timm name of these families."""
+    return sorted([*PRESETS, *WELL_KNOWN])
+
+
+def summary(name: str) -> str:
+    """One line on a name of the short list."""
+    if name not in PRESETS:
+        return "timm's own, for 224-pixel pictures"
+    preset = PRESETS[name]
+    changes = ", ".join(f"{k}={v}" for k, v in preset.changes.items())
+    return f"for {preset.image_size}-pixel pictures: timm's {preset.timm} with {changes}"
+
+
+def create(cfg: BackboneConfig) -> Backbone:
+    """A randomly initialized encoder; draws from torch's global generator."""
+    from .timm_adapter import build  # torch and timm take seconds to import: only when needed
+
+    return build(cfg)
+
+
+def copy(source: Backbone, target: Backbone) -> Report:
+    """Copy the weights of one encoder into another, position tables fitted to its picture size."""
+    from .timm_adapter import load_timm_state, timm_state
+
+    return load_timm_state(target, timm_state(source))
+
+
+def convolutional(backbone: Backbone) -> bool:
+    """Whether channels-last memory suits it."""
+    from .timm_adapter import FeatureNet
+
+    return isinstance(backbone, FeatureNet) and backbone.family in ("resnet", "convnext")

@@ -1,0 +1,1 @@
+"""Parts that papers take for granted. Import from the submodules."""

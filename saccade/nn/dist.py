@@ -57,3 +57,13 @@ def from_first(x: Tensor) -> Tensor:
     if world() > 1:
         dist.broadcast(x, 0)
     return x
+
+
+@torch.no_grad()
+def lowest(x: Tensor) -> Tensor:
+    """Smallest value over ranks."""
+    if world() == 1:
+        return x
+    y = x.clone()
+    dist.all_reduce(y, dist.ReduceOp.MIN)
+    return y

@@ -1,0 +1,85 @@
+"""The commands as functions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from . import embedding, evals, exports, pretraining, weights
+from . import run as runs
+from .data.source import open_source
+from .embedding import Embedded
+from .engine import distributed
+from .evals.results import Result
+from .exports import Proof
+from .pretraining import Pretrained
+
+
+def pretrain(
+    data: str = "",
+    *,
+    method: str,
+    recipe: str = "",
+    out: str | Path = "runs/pretrain",
+    resume: bool = False,
+    overwrite: bool = False,
+    **settings: Any,
+) -> Pretrained:
+    """Train on pictures, leaving the run in `out`.
+
+    `settings` are those of `--set` with `__` for the dot:
+    `pretrain("photos", method="dino", epochs=20, optim__lr=1e-3)`. Raises ValueError for a wrong
+    setting and RunError where the run could not go on.
+    """
+    out = Path(out)
+    flags = {"data": data} if data else {}
+    sets = [f"{name.replace('__', '.')}={_text(value)}" for name, value in settings.items()]
+    run = runs.assemble(method=method, recipe=recipe, config=None, out=None, flags=flags, sets=sets)
+    pretraining.prepare(run, out, resume=resume, overwrite=overwrite)
+    return pretraining.pretrain(run, out, resume=resume, overwrite=overwrite)
+
+
+def load(name: str, *, image_size: int | None = None) -> nn.Module:
+    """The backbone of a run folder, a checkpoint file, `timm:NAME` or `random:NAME`."""
+    return weights.load(name, image_size=image_size).backbone
+
+
+def evaluate(
+    name: str, *, data: str, eval_data: str = "", protocols: tuple[str, ...] = ("knn-dino",)
+) -> list[Result]:
+    """Figures of a backbone under named protocols, fractions of 1 with 95 % intervals."""
+    loaded = weights.load(name)
+    channels = loaded.config.channels
+    return evals.evaluate(
+        loaded.backbone.to(distributed.device()),
+        open_source(data, split="train", channels=channels),
+        open_source(eval_data or data, split="test", channels=channels),
+        protocols,
+        normalize=loaded.normalize,
+        name=name,
+    )
+
+
+def embed(name: str, *, data: str, out: str | Path) -> Embedded:
+    """Write path, label and vector of every picture to a parquet file."""
+    loaded = weights.load(name)
+    source = open_source(data, split="train", channels=loaded.config.channels)
+    preprocess = evals.preprocess_for(loaded.backbone, loaded.normalize)
+    backbone = loaded.backbone.to(distributed.device())
+    return embedding.embed(backbone, source, preprocess, Path(out), name=name)
+
+
+def export(name: str, format: str, out: str | Path, *, data: str = "demo") -> Proof:
+    """Write a backbone in another library's format, and the difference that library measures."""
+    from .commands import pictures_for
+
+    loaded = weights.load(name)
+    return exports.export(loaded, format, Path(out), pictures_for(loaded, data))
+
+
+def _text(value: Any) -> str:
+    import json
+
+    return value if isinstance(value, str) else json.dumps(value)

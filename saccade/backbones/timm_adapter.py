@@ -1,0 +1,307 @@
+"""timm's networks as `Backbone` and `PatchBackbone`.
+
+State-dict keys of `timm_state` are timm's own. The pooled vector is timm's own too: the CLS token
+after the norm for plain ViTs, the mean of the map for the rest. Two families norm after pooling
+(ConvNeXt, ViTs without CLS): there `features`, `encode` and `layers` norm every position.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import timm
+import torch
+from jaxtyping import Float
+from timm.layers.attention import Attention
+from timm.layers.patch_embed import PatchEmbed
+from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.models import model_entrypoint
+from timm.models.resnet import ResNet
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from ..core import Backbone, PatchBackbone
+from ..recipe import BackboneConfig
+from . import names
+from .presets import PRESETS
+
+Family = Literal["resnet", "convnext", "swin", "vit"]
+
+# The family of each timm module, and what makes its networks take pictures of any size.
+MODULES: dict[str, tuple[Family, dict[str, Any]]] = {
+    "resnet": ("resnet", {}),
+    "convnext": ("convnext", {}),
+    "swin_transformer": ("swin", {"strict_img_size": False}),
+    "swin_transformer_v2": ("swin", {"strict_img_size": False}),
+    "vision_transformer": ("vit", {"dynamic_img_size": True}),
+    "vision_transformer_hybrid": ("vit", {"dynamic_img_size": True}),
+    "deit": ("vit", {"dynamic_img_size": True}),
+    "eva": ("vit", {"dynamic_img_size": True}),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Which keys of a state did not go into the network one to one."""
+
+    unexpected: tuple[str, ...] = ()  # in the state, not used
+    resized: tuple[str, ...] = ()  # position tables fitted to this picture size
+    missing: tuple[str, ...] = ()  # batch counters only: anything else raises
+
+
+class FeatureNet(Backbone):
+    """A network known by its last map: ResNet, ConvNeXt, Swin, and ViTs with rotary positions."""
+
+    net: Any  # timm's model
+
+    def __init__(self, net: nn.Module, family: Family, cfg: BackboneConfig) -> None:
+        super().__init__()
+        self.net = net
+        self.family = family
+        self.dim = self.net.num_features
+        self.channels = cfg.channels
+        self.image_size = cfg.image_size
+
+    def features(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b d h w"]:
+        y = self.net.forward_features(x)
+        if self.family == "convnext":
+            return self.net.head.norm(y)
+        if self.family == "swin":
+            return y.permute(0, 3, 1, 2)  # [B, h, w, D] -> [B, D, h, w]
+        if self.family == "vit":
+            y = self.net.fc_norm(y[:, self.net.num_prefix_tokens :])  # [B, N, D]
+            return y.mT.unflatten(2, self.net.patch_embed.dynamic_feat_size(x.shape[-2:]))
+        return y
+
+    def forward(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b d"]:
+        return self.net(x)
+
+
+class ViT(PatchBackbone):
+    """A plain vision transformer with learned absolute positions."""
+
+    net: VisionTransformer
+
+    def __init__(self, net: VisionTransformer, cfg: BackboneConfig) -> None:
+        super().__init__()
+        self.net = net
+        self.dim = net.num_features
+        self.channels = cfg.channels
+        self.image_size = cfg.image_size
+        self.patch = net.patch_embed.patch_size[0]
+        self.grid = net.patch_embed.grid_size
+        self.prefix = net.num_prefix_tokens
+
+    def tokens(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b n d"]:
+        height, width = x.shape[-2:]
+        if height % self.patch or width % self.patch:
+            raise ValueError(
+                f"image_size: {height} x {width} pixels do not divide into patches of "
+                f"{self.patch}; choose multiples of {self.patch}"
+            )
+        y = self.net.patch_embed(x)  # [B, h, w, D]
+        return y.flatten(1, 2) + self._positions((height // self.patch, width // self.patch))
+
+    def encode(self, tokens: Float[Tensor, "b m d"]) -> Float[Tensor, "b p d"]:
+        return self._norm(self.net.blocks(self._prefixed(tokens)))
+
+    def features(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b d h w"]:
+        y = self.encode(self.tokens(x))[:, self.prefix :]  # [B, N, D]
+        return y.mT.unflatten(2, (x.shape[-2] // self.patch, x.shape[-1] // self.patch))
+
+    def forward(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b d"]:
+        y = self.net.norm(self.net.blocks(self._prefixed(self.tokens(x))))
+        return self.net.forward_head(y)
+
+    def layers(self, x: Float[Tensor, "b c H W"], last: int) -> list[Float[Tensor, "b p d"]]:
+        depth = len(self.net.blocks)
+        if not 1 <= last <= depth:
+            raise ValueError(f"last={last}: the backbone has {depth} blocks; choose 1 to {depth}")
+        y = self._prefixed(self.tokens(x))
+        found = []
+        for i, block in enumerate(self.net.blocks):
+            y = block(y)
+            if i >= depth - last:
+                found.append(self._norm(y))
+        return found
+
+    def attention(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b heads p p"]:
+        block = self.net.blocks[-1]
+        if not (isinstance(block, Block) and type(block.attn) is Attention):
+            raise ValueError(
+                f"backbone: attention of {type(block).__name__} blocks cannot be read out; "
+                "choose a ViT with plain blocks, such as vit_small_patch16_224"
+            )
+        y = block.norm1(self.net.blocks[:-1](self._prefixed(self.tokens(x))))
+        a = block.attn  # timm's fused path keeps no weights: compute them again
+        q, k, _ = a.qkv(y).unflatten(-1, (3, a.num_heads, a.head_dim)).permute(2, 0, 3, 1, 4)
+        return (a.q_norm(q) * a.scale @ a.k_norm(k).mT).softmax(-1)
+
+    @torch.no_grad()
+    def fix_positions(self, table: Float[Tensor, "n d"]) -> None:
+        positions = self._table()
+        positions[:, : self.placed].zero_()
+        positions[:, self.placed :] = table
+        positions.requires_grad_(False)
+
+    @property
+    def placed(self) -> int:
+        """Prefix tokens that have a row in the position table."""
+        return 0 if self.net.no_embed_class else self.prefix
+
+    def _table(self) -> nn.Parameter:
+        assert self.net.pos_embed is not None  # `build` takes no others
+        return self.net.pos_embed
+
+    def _positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 n d"]:
+        table = self._table()[:, self.placed :]
+        if grid == tuple(self.grid):
+            return table
+        return resample_abs_pos_embed(table, list(grid), list(self.grid), num_prefix_tokens=0)
+
+    def _prefixed(self, tokens: Float[Tensor, "b m d"]) -> Float[Tensor, "b p d"]:
+        net = self.net
+        front: list[Tensor] = [t for t in (net.cls_token, net.reg_token) if t is not None]
+        if front:
+            y = torch.cat(front, 1)  # [1, prefix, D]
+            if self.placed:
+                y = y + self._table()[:, : self.placed]
+            tokens = torch.cat([y.expand(tokens.shape[0], -1, -1), tokens], 1)
+        return net.norm_pre(tokens)
+
+    def _norm(self, y: Float[Tensor, "b p d"]) -> Float[Tensor, "b p d"]:
+        return self.net.fc_norm(self.net.norm(y))  # one of them is the identity
+
+
+def arguments(cfg: BackboneConfig) -> tuple[str, dict[str, Any]]:
+    """timm's name for the architecture and the constructor arguments that rebuild it."""
+    family, anysize = MODULES[_module(cfg.name)]
+    preset = PRESETS.get(cfg.name)
+    args = {"num_classes": 0, "in_chans": cfg.channels, **anysize}
+    if family in ("swin", "vit"):
+        args["img_size"] = cfg.image_size
+    if preset is None:
+        return cfg.name, args
+    return preset.timm, {**args, **preset.changes}
+
+
+def build(cfg: BackboneConfig, pretrained: bool = False) -> Backbone:
+    """The network of that name; `pretrained` downloads timm's weights."""
+    name, args = arguments(cfg)
+    family, _ = MODULES[_module(cfg.name)]
+    net = timm.create_model(name, pretrained, drop_path_rate=cfg.drop_path, **args)
+    if has_small_stem(cfg):
+        if not isinstance(net, ResNet):
+            raise ValueError(
+                f"backbone.stem=small is for ResNets and {cfg.name!r} has patches; "
+                "leave stem at auto, or choose a ResNet"
+            )
+        _shrink_stem(net, cfg.channels)
+    if type(net) is VisionTransformer and type(net.patch_embed) is PatchEmbed:
+        _check_grid(cfg, net)
+        return ViT(net, cfg)
+    return FeatureNet(net, family, cfg)
+
+
+def has_small_stem(cfg: BackboneConfig) -> bool:
+    """A 3x3 convolution without stride or pooling in front, for pictures of 64 pixels or less."""
+    small = MODULES[_module(cfg.name)][0] == "resnet" and cfg.image_size <= 64
+    return cfg.stem == "small" or (cfg.stem == "auto" and small)
+
+
+def native_size(name: str) -> int:
+    """Pixels the network of that name was designed for."""
+    if name in PRESETS:
+        return PRESETS[name].image_size
+    _module(name)
+    found = timm.get_pretrained_cfg(name)
+    return found.input_size[-1] if found else BackboneConfig().image_size
+
+
+def timm_net(backbone: Backbone) -> nn.Module:
+    """timm's model inside."""
+    if not isinstance(backbone, FeatureNet | ViT):
+        raise ValueError(f"backbone: {type(backbone).__name__} is not one of timm's networks")
+    return backbone.net
+
+
+def timm_state(backbone: Backbone) -> dict[str, Tensor]:
+    """Weights under timm's keys."""
+    return timm_net(backbone).state_dict()
+
+
+def load_timm_state(backbone: Backbone, state: Mapping[str, Tensor]) -> Report:
+    """Copy weights under timm's keys in; a missing key or a wrong shape raises ValueError."""
+    net, resized = timm_net(backbone), ()
+    own = net.state_dict()
+    used = {k: v for k, v in state.items() if k in own}
+    if isinstance(backbone, ViT) and "pos_embed" in used:
+        fitted = _fit_positions(backbone, used["pos_embed"])
+        resized = ("pos_embed",) if fitted is not used["pos_embed"] else ()
+        used["pos_embed"] = fitted
+    missing = tuple(k for k in own if k not in used)
+    absent = [k for k in missing if not k.endswith("num_batches_tracked")]
+    if absent:
+        raise ValueError(f"weights: no {_some(absent)} for this backbone; is it the right one?")
+    wrong = [
+        f"{k} is {list(v.shape)}, not {list(own[k].shape)}"
+        for k, v in used.items()
+        if v.shape != own[k].shape
+    ]
+    if wrong:
+        raise ValueError(f"weights: {_some(wrong)}; is it the right backbone and image size?")
+    net.load_state_dict(used, strict=not missing)
+    unexpected = tuple(k for k in state if k not in own)
+    return Report(unexpected=unexpected, resized=resized, missing=missing)
+
+
+def _fit_positions(backbone: ViT, table: Float[Tensor, "1 m d"]) -> Float[Tensor, "1 n d"]:
+    """A table made for another square picture, resized the way timm does; else as it is."""
+    patches = table.shape[1] - backbone.placed
+    side = math.isqrt(max(patches, 0))
+    if side * side != patches or (side, side) == tuple(backbone.grid):
+        return table
+    return resample_abs_pos_embed(
+        table, list(backbone.grid), [side, side], num_prefix_tokens=backbone.placed
+    )
+
+
+def _module(name: str) -> str:
+    """timm's module of a preset or a timm name; an unknown name raises ValueError."""
+    known = PRESETS[name].timm if name in PRESETS else name.partition(".")[0]
+    if not timm.is_model(known):
+        close = difflib.get_close_matches(name, [*names(), *timm.list_models()], 1, 0.5)
+        hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(names())}"
+        raise ValueError(f"unknown backbone {name!r}; {hint}")
+    module = model_entrypoint(known).__module__.rpartition(".")[2]
+    if module not in MODULES:
+        raise ValueError(
+            f"backbone {name!r} is of timm's family {module}; "
+            "choose a ResNet, ViT, Swin or ConvNeXt"
+        )
+    return module
+
+
+def _check_grid(cfg: BackboneConfig, net: VisionTransformer) -> None:
+    patch = net.patch_embed.patch_size[0]
+    if cfg.image_size % patch:
+        low = cfg.image_size // patch * patch
+        raise ValueError(
+            f"backbone.image_size={cfg.image_size} does not divide into patches of {patch}; "
+            f"choose {low or patch} or {low + patch}"
+        )
+
+
+def _shrink_stem(net: Any, channels: int) -> None:
+    net.conv1 = nn.Conv2d(channels, net.bn1.num_features, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")  # as timm's
+    net.maxpool = nn.Identity()
+
+
+def _some(things: list[str]) -> str:
+    shown = ", ".join(things[:3])
+    return shown if len(things) <= 3 else f"{shown} and {len(things) - 3} more"

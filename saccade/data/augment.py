@@ -1,0 +1,253 @@
+"""Views drawn as torchvision draws them, computed a batch at a time.
+
+Two stages. The crop stage works on one 8-bit picture: random resized crop, antialiased as
+`torchvision.transforms.v2.functional.resized_crop` is. The color stage works on the batch in
+float32, on any device, with the meaning of torchvision's operations on float pictures in [0, 1].
+Every draw is a function of (key of picture, view, operation), so a batch's make-up changes nothing.
+
+Deviations: flips are done with the crop, as mirroring commutes with every color operation; the
+blur's kernel reaches 4 sigma instead of a fixed number of pixels, as Pillow's has no limit either.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor
+
+from ..core import View
+from ..nn.random import uniform
+from ..recipe import Normalize
+
+TRIES = 10  # of random resized crop, then the largest central crop of a legal shape
+THRESHOLD = 0.5  # of solarize
+REACH = 4  # sigmas on either side of a blurred pixel
+GRAY = (0.2989, 0.587, 0.114)  # ITU-R 601
+BLOCK = 1 << 19  # numbers of a picture block that stays in a core's cache
+
+Draws = dict[str, Float[Tensor, "b n"]]
+
+
+def check_view(view: View, place: int, channels: int) -> None:
+    """Raise ValueError for settings that cannot be, or that this many channels cannot have."""
+    at = f"setting views.{place}"
+    chances = {op: chance(view, op) for op in ("flip", "jitter", "grayscale", "blur", "solarize")}
+    for op, p in chances.items():
+        if not 0 <= p <= 1:
+            raise ValueError(f"{at}.{op}={p} is not a probability in 0..1")
+        if view.order.count(op) != 1 and p > 0:
+            raise ValueError(f"{at}.order={view.order} must name {op} once, as {op}={p}")
+    if not 0 < view.crop[0] <= view.crop[1] <= 1:
+        raise ValueError(f"{at}.crop={view.crop} is not a range of area within 0..1")
+    if not 0 < view.ratio[0] <= view.ratio[1]:
+        raise ValueError(f"{at}.ratio={view.ratio} is not a range of width / height")
+    if view.size < 1 or view.count < 1:
+        raise ValueError(f"{at}: size={view.size} and count={view.count} must be at least 1")
+    if min(view.strength) < 0 or view.strength[3] > 0.5:
+        raise ValueError(f"{at}.strength={view.strength} must be positive, with hue at most 0.5")
+    if view.blur and not 0 < view.sigma[0] <= view.sigma[1]:
+        raise ValueError(f"{at}.sigma={view.sigma} is not a range of pixels above 0")
+    if channels != 3 and view.jitter and max(view.strength[2:]) > 0:
+        raise ValueError(
+            f"{at}.strength={view.strength}: saturation and hue need 3 channels, not {channels}; "
+            f"set views.{place}.strength=[{view.strength[0]},{view.strength[1]},0,0]"
+        )
+    if channels != 3 and view.grayscale:
+        raise ValueError(
+            f"{at}.grayscale={view.grayscale} needs 3 channels, not {channels}; "
+            f"set views.{place}.grayscale=0"
+        )
+
+
+def chance(view: View, op: str) -> float:
+    """The probability of an operation."""
+    match op:
+        case "flip":
+            return view.flip
+        case "jitter":
+            return view.jitter if max(view.strength) > 0 else 0.0
+        case "grayscale":
+            return view.grayscale
+        case "blur":
+            return view.blur
+        case _:
+            return view.solarize
+
+
+# The crop stage.
+
+
+def crop_draws(key: Int64[Tensor, "b"]) -> list[list[float]]:
+    """For each key area, ratio, top and left of every try, as numbers in [0, 1)."""
+    return uniform(key, 4 * TRIES, "crop").double().tolist()
+
+
+def crop_box(view: View, draws: list[float], height: int, width: int) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a random resized crop, in whole pixels."""
+    low, high = math.log(view.ratio[0]), math.log(view.ratio[1])
+    for k in range(0, 4 * TRIES, 4):
+        area = height * width * (view.crop[0] + (view.crop[1] - view.crop[0]) * draws[k])
+        ratio = math.exp(low + (high - low) * draws[k + 1])
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            top = int(draws[k + 2] * (height - h + 1))
+            return top, int(draws[k + 3] * (width - w + 1)), h, w
+    h, w = height, width
+    if width / height < view.ratio[0]:
+        h = round(width / view.ratio[0])
+    elif width / height > view.ratio[1]:
+        w = round(height * view.ratio[1])
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def resized_crop(
+    picture: UInt8[Tensor, "c H W"], box: tuple[int, int, int, int], view: View
+) -> UInt8[Tensor, "c s s"]:
+    """The box of the picture at the view's size."""
+    top, left, h, w = box
+    x = picture[:, top : top + h, left : left + w]
+    if h == w == view.size:
+        return x
+    size = (view.size, view.size)
+    return F.interpolate(x[None], size, mode=view.interpolation, antialias=True)[0]
+
+
+def flips(view: View, key: Int64[Tensor, "b"]) -> Bool[Tensor, "b"]:
+    """Which pictures are mirrored."""
+    return uniform(key, 1, "flip")[:, 0] < view.flip
+
+
+# The color stage.
+
+
+def color(
+    pixels: UInt8[Tensor, "b c h w"], view: View, key: Int64[Tensor, "b"], normalize: Normalize
+) -> Float[Tensor, "b c h w"]:
+    """The view's color operations in its order, then normalization."""
+    draws = {op: uniform(key, n, op) for op, n in DRAWS.items() if chance(view, op) > 0}
+    mean, inverse = normalizer(normalize, pixels.device)
+    out = torch.empty(pixels.shape, device=pixels.device)
+    on_cpu = pixels.device.type == "cpu"
+    size = max(1, BLOCK // pixels[0].numel()) if on_cpu else len(pixels)
+    for start in range(0, len(pixels), size):
+        rows = slice(start, start + size)
+        x = out[rows].copy_(pixels[rows]).mul_(1 / 255)
+        for op in view.order:
+            if op in draws:
+                OPERATIONS[op](x, view, draws[op][rows])
+        x.sub_(mean).mul_(inverse)
+    return out
+
+
+def normalizer(
+    normalize: Normalize, device: torch.device
+) -> tuple[Float[Tensor, "c 1 1"], Float[Tensor, "c 1 1"]]:
+    """Mean and 1 / std, ready to broadcast over pictures."""
+    mean = torch.tensor(normalize.mean, device=device)[:, None, None]
+    return mean, 1 / torch.tensor(normalize.std, device=device)[:, None, None]
+
+
+def _jitter(x: Float[Tensor, "b c h w"], view: View, draws: Float[Tensor, "b 9"]) -> None:
+    """In place: the four adjustments, each picture in its own order."""
+    order = draws[:, 5:].argsort(1)  # [b, 4]
+    order[draws[:, 0] >= view.jitter] = -1
+    for place in range(4):
+        for op, (adjust, strength) in enumerate(zip(ADJUST, view.strength, strict=True)):
+            rows = (order[:, place] == op).nonzero()[:, 0]
+            if strength and len(rows):
+                u = draws[rows, 1 + op]
+                low = -strength if op == 3 else max(0.0, 1 - strength)
+                high = strength if op == 3 else 1 + strength
+                x[rows] = adjust(x[rows], (low + (high - low) * u)[:, None, None, None])
+
+
+def brightness(
+    x: Float[Tensor, "b c h w"], factor: Float[Tensor, "b 1 1 1"]
+) -> Float[Tensor, "b c h w"]:
+    """Scaled pixels, clipped."""
+    return (x * factor).clamp_(0, 1)
+
+
+def contrast(
+    x: Float[Tensor, "b c h w"], factor: Float[Tensor, "b 1 1 1"]
+) -> Float[Tensor, "b c h w"]:
+    """Away from the mean gray of each picture (the mean of all channels where not RGB), clipped."""
+    mean = gray(x).mean((1, 2, 3), keepdim=True)
+    return (x * factor).add_(mean * (1 - factor)).clamp_(0, 1)
+
+
+def saturation(
+    x: Float[Tensor, "b c h w"], factor: Float[Tensor, "b 1 1 1"]
+) -> Float[Tensor, "b c h w"]:
+    """Away from each pixel's own gray, clipped."""
+    return (x * factor).add_(gray(x).mul_(1 - factor)).clamp_(0, 1)
+
+
+def hue(x: Float[Tensor, "b 3 h w"], shift: Float[Tensor, "b 1 1 1"]) -> Float[Tensor, "b 3 h w"]:
+    """Turned around the color circle by a share of the full circle; lightness and chroma stay."""
+    low, high = x.aminmax(dim=1, keepdim=True)
+    span = high - low
+    r, g, b = x.split(1, 1)
+    scale = torch.where(span > 0, span, 1).reciprocal_()
+    turn = torch.where(  # the hue in sixths of the circle; for a gray pixel anything will do
+        high == r,
+        (g - b).mul_(scale),
+        torch.where(high == g, (b - r).mul_(scale).add_(2), (r - g).mul_(scale).add_(4)),
+    ).add_(6 * shift)
+    turn.sub_((turn / 6).floor_().mul_(6))  # [b, 1, h, w] in 0..6
+    red = (turn - 3).abs_().sub_(1)
+    green = (turn - 2).abs_().neg_().add_(2)
+    blue = turn.sub_(4).abs_().neg_().add_(2)
+    return torch.cat([red, green, blue], 1).clamp_(0, 1).mul_(span).add_(low)
+
+
+def gray(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:
+    """Luma of RGB, the mean of any other number of channels."""
+    if x.shape[1] != 3:
+        return x.mean(1, keepdim=True)
+    r, g, b = x.split(1, 1)
+    return (r * GRAY[0]).add_(g * GRAY[1]).add_(b * GRAY[2])
+
+
+def _grayscale(x: Float[Tensor, "b c h w"], view: View, draws: Float[Tensor, "b 1"]) -> None:
+    rows = (draws[:, 0] < view.grayscale).nonzero()[:, 0]
+    x[rows] = gray(x[rows]).expand(-1, x.shape[1], -1, -1)
+
+
+def _solarize(x: Float[Tensor, "b c h w"], view: View, draws: Float[Tensor, "b 1"]) -> None:
+    rows = (draws[:, 0] < view.solarize).nonzero()[:, 0]
+    y = x[rows]
+    x[rows] = torch.where(y >= THRESHOLD, 1 - y, y)
+
+
+def _blur(x: Float[Tensor, "b c h w"], view: View, draws: Float[Tensor, "b 2"]) -> None:
+    rows = (draws[:, 0] < view.blur).nonzero()[:, 0]
+    if len(rows):
+        low, high = view.sigma
+        x[rows] = blur(x[rows], low + (high - low) * draws[rows, 1], math.ceil(REACH * high))
+
+
+def blur(
+    x: Float[Tensor, "b c h w"], sigma: Float[Tensor, "b"], radius: int
+) -> Float[Tensor, "b c h w"]:
+    """Gaussian blur of each picture by its own sigma in pixels, mirrored at the edges."""
+    for axis in (2, 3):
+        reach = min(radius, x.shape[axis] - 1)
+        at = torch.arange(-reach, reach + 1, device=x.device)
+        weight = torch.exp(-0.5 * (at / sigma[:, None]) ** 2)
+        weight = (weight / weight.sum(1, keepdim=True))[:, :, None, None, None]  # [b, taps, 1,1,1]
+        pad = (0, 0, reach, reach) if axis == 2 else (reach, reach, 0, 0)
+        wide = F.pad(x, pad, mode="reflect")
+        size = x.shape[axis]
+        x = wide.narrow(axis, 0, size) * weight[:, 0]
+        for k in range(1, 2 * reach + 1):
+            x.addcmul_(wide.narrow(axis, k, size), weight[:, k])
+    return x
+
+
+ADJUST = (brightness, contrast, saturation, hue)
+OPERATIONS = {"jitter": _jitter, "grayscale": _grayscale, "blur": _blur, "solarize": _solarize}
+DRAWS = {"jitter": 9, "grayscale": 1, "blur": 2, "solarize": 1}  # numbers each operation draws

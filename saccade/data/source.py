@@ -1,0 +1,117 @@
+"""Where pictures come from: one interface over folders, lists, tables, arrays and datasets."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from ..config import suggest
+from .decode import MODES, BadPicture
+
+__all__ = ["BadPicture", "Source", "Split", "Subset", "open_source"]
+
+Split = Literal["train", "test"]
+LISTS = (".txt", ".csv", ".tsv")
+
+
+class Source(ABC):
+    """Pictures by number, with labels where the data has them."""
+
+    channels: int
+    classes: tuple[str, ...]  # () without labels
+    labels: Int64[np.ndarray, "n"] | None  # -1 for an entry that has none
+    split: Literal["train", "test", ""]  # "" where the data has no splits
+    skipped: int  # files passed over because they are not called pictures
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, i: int) -> UInt8[Tensor, "c h w"]:
+        """Decoded and upright. Raises BadPicture. Threads may call it at the same time."""
+
+    @abstractmethod
+    def name(self, i: int) -> str:
+        """Path or id, for reports."""
+
+    @abstractmethod
+    def mode(self, i: int) -> str:
+        """The pixel format as stored, before conversion to `channels`. Raises BadPicture."""
+
+
+class Subset(Source):
+    """Some pictures of another source, in the order given."""
+
+    def __init__(self, source: Source, rows: Int64[np.ndarray, "m"]) -> None:
+        self.channels, self.classes = source.channels, source.classes
+        self.split, self.skipped = source.split, source.skipped
+        self.labels = None if source.labels is None else source.labels[rows]
+        self.source = source
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, i: int) -> UInt8[Tensor, "c h w"]:
+        return self.source.read(int(self.rows[i]))
+
+    def name(self, i: int) -> str:
+        return self.source.name(int(self.rows[i]))
+
+    def mode(self, i: int) -> str:
+        return self.source.mode(int(self.rows[i]))
+
+
+def open_source(data: str, *, split: Split = "train", channels: int = 3, limit: int = 0) -> Source:
+    """The source that `data` names; `limit` keeps that many pictures, evenly spaced.
+
+    Data without splits comes whole whatever `split` says: its own `split` is then "".
+    """
+    if channels not in MODES:
+        raise ValueError(f"channels={channels} is not supported; choose 1, 3 or 4")
+    if limit < 0:
+        raise ValueError(f"limit={limit} is negative; 0 means all")
+    source = _open(data, split, channels)
+    if not len(source):
+        raise ValueError(f"data {data} holds no pictures{_others(source)}")
+    if 0 < limit < len(source):
+        source = Subset(source, np.arange(limit, dtype=np.int64) * len(source) // limit)
+    return source
+
+
+def _open(data: str, split: Split, channels: int) -> Source:
+    # Imported where used: pyarrow and torchvision take their time.
+    from . import arrays, folder, table
+
+    kind, _, rest = data.partition(":")
+    path = Path(data)
+    if data == "demo":
+        return table.demo(split, channels)
+    if kind == "cifar10" and (rest or not path.exists()):
+        return arrays.cifar10(rest, split, channels)
+    if kind == "torchvision":
+        return arrays.torchvision(rest, split, channels)
+    if path.is_dir():
+        return folder.from_folder(path, split, channels)
+    if not path.exists():
+        known = ("demo", "cifar10", "torchvision:NAME")
+        raise ValueError(f"data {data!r}: no such file or folder{suggest(kind, known)}")
+    if path.suffix == ".npz":
+        return arrays.from_npz(path, split, channels)
+    if path.suffix == ".parquet":
+        return table.from_parquet(path, channels)
+    if path.suffix in LISTS:
+        return folder.from_list(path, channels)
+    raise ValueError(
+        f"data {data}: cannot read a {path.suffix or 'nameless'} file; give a folder, "
+        ".txt, .csv, .tsv, .parquet or .npz"
+    )
+
+
+def _others(source: Source) -> str:
+    return f", only {source.skipped} other files" if source.skipped else ""

@@ -1,0 +1,199 @@
+"""The training loop, top to bottom."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..core import Clock, Method, Step, Views
+from ..data.loader import ViewLoader
+from ..errors import RunError
+from ..nn import dist
+from ..nn.random import fold
+from ..recipe import Engine, Optim
+from . import checkpoint, optim, schedules
+from .health import FirstBad, Health
+from .log import Recorder
+from .probe import OnlineKnn
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a run ended: the step that would come next, and the share of time spent on data."""
+
+    step: int
+    interrupted: bool
+    wait: float
+
+
+def fit(
+    method: Method,
+    loader: ViewLoader,
+    cfg: Optim,
+    engine: Engine,
+    *,
+    out: Path,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+    health: Health,
+    probe: OnlineKnn | None = None,
+    resume: bool = False,
+) -> Ended:
+    """Train to `steps` (or to a signal) and leave a checkpoint of the end in `out`."""
+    folder, first_rank = out / "checkpoints", dist.rank() == 0
+    optimizer = optim.build(method, cfg)
+    start = _restore(folder, method, optimizer) if resume else 0
+    recorder = Recorder(out, start, tensorboard=engine.tensorboard, active=first_rank)
+    forward = _wrap(method, engine, device)
+    params = [p for p in method.parameters() if p.requires_grad]
+    bad, began, saved_at = FirstBad(device), time.perf_counter(), time.perf_counter()
+    method.train()
+    with _signals() as stop, closing(recorder), closing(_stream(loader, start)) as batches:
+        step = start
+        while step < steps:
+            clock = Clock(step, steps, loader.steps)
+            if step == start or step % loader.steps == 0:
+                method.before_epoch(clock)
+            torch.manual_seed(_step_seed(seed, step))  # so that any step can be replayed
+            lr = schedules.lr_at(cfg, batch_size, step, steps, loader.steps)
+            decay = schedules.weight_decay_at(cfg, clock.progress)
+            optim.set_rates(optimizer, lr, decay)
+
+            with torch.autocast(device.type, torch.bfloat16, enabled=engine.precision == "bf16"):
+                done: Step = forward(next(batches), clock)
+            optimizer.zero_grad(set_to_none=True)
+            done.loss.backward()
+            method.before_update(clock)
+            reported = step % engine.log_every == 0 or step == steps - 1
+            norm = optim.clip(params, cfg.clip, cfg.clip_by) if cfg.clip or reported else None
+            bad.look(done.loss, step)
+            optimizer.step()
+            method.after_update(clock)
+
+            if reported:
+                _check(bad, folder)
+                values = {"loss": dist.mean(done.loss).item(), "lr": lr}
+                values |= {k: dist.mean(v.float()).item() for k, v in done.logs.items()}
+                values |= {"gradient_norm": norm.item() if norm is not None else 0.0}
+                values |= health.look(done.features)
+                recorder.step(clock, values, (step + 1 - start) * batch_size, loader.wait)
+                for text in health.warnings():
+                    recorder.event(clock, {"warning": text})
+            step += 1
+            if probe and engine.knn_every and step % (engine.knn_every * loader.steps) == 0:
+                recorder.event(clock, {"online_knn": probe(method.kept())})
+            stopping = _agreed(stop, step, engine.log_every)
+            now = time.perf_counter()
+            if first_rank and (stopping or step == steps or now - saved_at > engine.save_seconds):
+                _check_here(bad, folder)
+                checkpoint.save(folder, method, optimizer, step, engine.keep)
+                saved_at = time.perf_counter()
+            if stopping:
+                break
+    spent = max(time.perf_counter() - began, 1e-9)
+    return Ended(step, step < steps, loader.wait / spent)
+
+
+def _wrap(method: Method, engine: Engine, device: torch.device) -> nn.Module:
+    """The method as the loop calls it; hooks go to the method itself.
+
+    Buffers are not broadcast: queues and centers agree because they are fed gathered values, and
+    batch statistics either are synchronized or belong to their device.
+    """
+    module: nn.Module = method
+    if engine.compile:
+        module = torch.compile(module)  # type: ignore[assignment]
+    if dist.world() > 1:
+        ids = [device] if device.type == "cuda" else None
+        module = DistributedDataParallel(
+            module, device_ids=ids, broadcast_buffers=False, find_unused_parameters=True
+        )
+    return module
+
+
+def _stream(loader: ViewLoader, start: int) -> Generator[Views, None, None]:
+    epoch, skip = divmod(start, loader.steps)
+    while True:
+        yield from loader.batches(epoch, skip)
+        epoch, skip = epoch + 1, 0
+
+
+def _step_seed(seed: int, step: int) -> int:
+    key = fold(fold(torch.tensor(seed), step), dist.rank())
+    return int(key.item()) & 0x7FFFFFFFFFFFFFFF
+
+
+def _restore(folder: Path, method: Method, optimizer: torch.optim.Optimizer) -> int:
+    saved, notes = checkpoint.latest(folder)
+    if dist.rank() == 0:
+        for note in notes:
+            print(f"saccade: {note}", flush=True)
+    if saved is None:
+        if notes:
+            raise ValueError(
+                f"resume: no whole checkpoint in {folder}; start again with --overwrite"
+            )
+        return 0
+    checkpoint.load(saved, method, optimizer)
+    return saved.step
+
+
+def _check(bad: FirstBad, folder: Path) -> None:
+    _raise(bad.found(), folder)
+
+
+def _check_here(bad: FirstBad, folder: Path) -> None:
+    """As `_check`, for one rank alone: never write a checkpoint of weights gone bad."""
+    first = bad.step.item()
+    _raise(int(first) if first != float("inf") else None, folder)
+
+
+def _raise(step: int | None, folder: Path) -> None:
+    if step is None:
+        return
+    saved = checkpoint.all_in(folder)
+    kept = f"; the last good checkpoint is {saved[-1].path}" if saved else ""
+    raise RunError(f"the loss is not finite at step {step}{kept}; lower optim.lr or set optim.clip")
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """SIGTERM, SIGUSR1 and the first Ctrl-C ask the loop to save and stop."""
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+
+    def note(number: int, frame: object) -> None:
+        if number == signal.SIGINT and seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before = {n: signal.signal(n, note) for n in numbers}
+    try:
+        yield seen
+    finally:
+        for n, handler in before.items():
+            signal.signal(n, handler)
+
+
+def _agreed(stop: list[int], step: int, every: int) -> bool:
+    """Stop now? One rank looks each step; many ask each other, now and then."""
+    if dist.world() == 1:
+        return bool(stop)
+    if step % every:
+        return False
+    flag: Tensor = torch.tensor(0.0 if stop else 1.0)
+    return dist.lowest(flag.cuda() if torch.cuda.is_available() else flag).item() == 0.0

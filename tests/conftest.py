@@ -1,0 +1,9 @@
+"""One thread: tests run beside each other, and sums keep their order."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # so that tests can import `toys`
+torch.set_num_threads(1)

@@ -1,0 +1,58 @@
+"""Imports point one way. The table is the architecture."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "saccade"
+BASE = {"core", "recipe", "config", "errors"}
+MAY_IMPORT = {
+    "core": set(),
+    "config": set(),
+    "errors": set(),
+    "recipe": set(),
+    "nn": {"core"},
+    "attention": {"core", "nn"},
+    "backbones": {"core", "recipe", "config", "nn", "attention"},
+    "methods": {"core", "recipe", "nn", "attention"},
+    "data": {*BASE, "nn"},
+    "engine": {*BASE, "nn", "data"},
+    "evals": {*BASE, "nn", "data", "engine", "backbones"},
+    "weights": {*BASE, "backbones"},
+    "exports": {*BASE, "backbones", "weights"},
+}
+ANYTHING = {"__init__", "__main__", "cli", "commands", "run", "pretraining", "embedding", "bench"}
+ANYTHING |= {"listing", "doctor"}
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_layers(path):
+    here = path.relative_to(ROOT).with_suffix("").parts
+    if here[0] in ANYTHING:
+        return
+    for target in imported(path, here):
+        assert target in MAY_IMPORT[here[0]] | {here[0]}, f"{here[0]} must not import {target}"
+
+
+def imported(path, here):
+    """Top-level names inside the package that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [*here[: len(here) - node.level], *(node.module or "").split(".")]
+            base = [b for b in base if b]
+            if base:
+                yield base[0]
+            else:
+                yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("saccade"):
+            yield from [node.module.split(".")[1]] if "." in node.module else []
+
+
+def test_a_method_imports_no_other_method():
+    for path in (ROOT / "methods").glob("*.py"):
+        if path.name == "__init__.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            near = isinstance(node, ast.ImportFrom) and node.level == 1
+            assert not near, f"{path.name} imports a sibling"

@@ -1,0 +1,150 @@
+"""Toy encoders, batches and settings for every method."""
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from saccade import methods
+from saccade.core import Backbone, Clock, PatchBackbone, View, Views
+from saccade.nn import random
+
+CLOCK = Clock(0, 10, 5)
+
+
+class ConvNet(Backbone):
+    """Two strided convolutions with batch norm."""
+
+    dim, channels, image_size = 16, 3, 32
+
+    def __init__(self, norm=nn.BatchNorm2d):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1, bias=False),
+            norm(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 16, 3, 2, 1, bias=False),
+            norm(16),
+            nn.ReLU(),
+        )
+
+    def features(self, x):
+        return self.body(x)
+
+    def forward(self, x):
+        return self.features(x).mean((2, 3))
+
+
+class PatchNet(PatchBackbone):
+    """A CLS token and two blocks of torch's own transformer, 32 pixels in patches of 8."""
+
+    dim, channels, image_size, patch, prefix = 16, 3, 32, 8, 1
+
+    def __init__(self, grid=(4, 4)):
+        super().__init__()
+        self.grid = grid
+        self.embed = nn.Conv2d(3, self.dim, self.patch, self.patch)
+        self.cls_token = nn.Parameter(torch.randn(1, 1, self.dim) * 0.02)
+        self.positions = nn.Parameter(torch.randn(grid[0] * grid[1], self.dim) * 0.02)
+        layer = nn.TransformerEncoderLayer(
+            self.dim, 2, 32, 0.0, F.gelu, batch_first=True, norm_first=True
+        )
+        self.blocks = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def tokens(self, x):
+        return self.embed(x).flatten(2).mT + self.positions
+
+    def encode(self, tokens):
+        return self.blocks(torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], 1))
+
+    def features(self, x):
+        return self.encode(self.tokens(x))[:, 1:].mT.unflatten(2, self.grid)
+
+    def forward(self, x):
+        return self.encode(self.tokens(x))[:, 0]
+
+    def layers(self, x, last):
+        raise NotImplementedError
+
+    def attention(self, x):
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def fix_positions(self, table):
+        self.positions.copy_(table).requires_grad_(False)
+
+
+class Pixels(Backbone):
+    """Returns the picture itself, so that a loss can be computed by hand."""
+
+    channels, image_size = 3, 2
+
+    def __init__(self, dim=12):
+        super().__init__()
+        self.dim = dim
+
+    def features(self, x):
+        return x
+
+    def forward(self, x):
+        return x.flatten(1)
+
+
+def views(*images):
+    """A batch of these pictures with the keys of epoch 0."""
+    index = torch.arange(len(images[0]))
+    return Views(images=list(images), index=index, key=random.keys(0, 0, index))
+
+
+def noise(seed=0, b=8, sizes=(32, 32)):
+    """Random pictures, as many views as sizes."""
+    g = torch.Generator().manual_seed(seed)
+    return views(*(torch.randn(b, 3, size, size, generator=g) for size in sizes))
+
+
+SMALL = {
+    "hidden": 16,
+    "dim": 8,
+    "queue_size": 32,
+    "momentum": 0.9,
+    "prototypes": 12,
+    "bottleneck": 8,
+    "freeze_last_layer": 0,
+    "decoder_dim": 8,
+    "decoder_depth": 1,
+    "decoder_heads": 2,
+}
+SIZES = {"dino": (32, 32, 16, 16), "mae": (32,)}
+
+
+def build(name, **settings):
+    """A toy of the method, the same at every call."""
+    torch.manual_seed(0)
+    cls = methods.get(name)
+    known = {f.name for f in dataclasses.fields(cls.Config)}
+    small = {k: v for k, v in SMALL.items() if k in known} | settings
+    if name == "mae":
+        return cls(cls.Config(views=(View(size=32),), **small), PatchNet())
+    return cls(cls.Config(**small), ConvNet())
+
+
+def batch_for(name, seed=0, b=8):
+    return noise(seed, b, SIZES.get(name, (32, 32)))
+
+
+def train(task, batches, *, lr=0.05, total=10):
+    """The engine's order of events, and the loss of every step."""
+    task.train()
+    optimizer = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], lr, 0.9)
+    losses = []
+    for i, batch in enumerate(batches):
+        clock = Clock(i, total, 5)
+        loss = task(batch, clock).loss
+        optimizer.zero_grad()
+        loss.backward()
+        task.before_update(clock)
+        optimizer.step()
+        task.after_update(clock)
+        losses.append(loss.item())
+    return losses

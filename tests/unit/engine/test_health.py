@@ -1,0 +1,44 @@
+import math
+
+import pytest
+import torch
+
+from saccade.engine.health import FirstBad, Health
+
+
+def test_spread_features_are_healthy_and_raise_no_warning():
+    health = Health()
+    for seed in range(3):
+        health.look(torch.randn(256, 16, generator=torch.Generator().manual_seed(seed)))
+    assert health.last["feature_std"] == pytest.approx(1.0, abs=0.05)
+    assert health.last["rankme"] > 15
+    assert health.warnings() == []
+    assert "no collapse" in health.verdict(0.0)
+
+
+def test_constant_features_are_called_collapsed_once():
+    health = Health()
+    health.look(torch.ones(64, 16) + 1e-5 * torch.randn(64, 16))
+    first, second = health.warnings(), health.warnings()
+    assert len(first) == 2
+    assert second == []
+    assert "collapsed" in health.verdict(0.0)
+
+
+def test_a_starved_model_is_said():
+    health = Health()
+    health.look(torch.randn(64, 16))
+    assert "raise workers" in health.verdict(0.5)
+
+
+def test_the_first_step_with_a_bad_loss_is_remembered():
+    bad = FirstBad(torch.device("cpu"))
+    for step, loss in enumerate([1.0, math.nan, 2.0, math.inf]):
+        bad.look(torch.tensor(loss), step)
+    assert bad.found() == 1
+
+
+def test_finite_losses_leave_nothing():
+    bad = FirstBad(torch.device("cpu"))
+    bad.look(torch.tensor(1.0), 0)
+    assert bad.found() is None

@@ -1,0 +1,140 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from toys import CLOCK, PatchNet, batch_for, build, views
+
+from saccade.core import View
+from saccade.methods.mae import MAE, normalize_patches, patchify
+from saccade.nn.functional import take
+from saccade.nn.masking import random_order
+from saccade.nn.positions import sincos_2d
+
+
+def test_patches_hold_rows_then_columns_then_channels():
+    x = torch.randn(2, 3, 4, 6)
+    patches = patchify(x, 2)
+    assert patches.shape == (2, 6, 12)
+    for n in range(6):
+        top, left = 2 * (n // 3), 2 * (n % 3)
+        want = [x[0, c, top + i, left + j] for i in range(2) for j in range(2) for c in range(3)]
+        assert torch.equal(patches[0, n], torch.stack(want))
+
+
+def test_folding_the_patches_gives_the_picture_back():
+    x = torch.randn(2, 3, 8, 12)
+    columns = patchify(x, 4).unflatten(2, (16, 3)).mT.flatten(2).mT  # channel first, as fold wants
+    assert torch.equal(F.fold(columns, (8, 12), 4, stride=4), x)
+
+
+def test_normalized_constant_patch_is_zero_and_others_have_unit_unbiased_variance():
+    x = torch.randn(1, 2, 12)
+    x[0, 0] = 7
+    y = normalize_patches(x)
+    assert torch.equal(y[0, 0], torch.zeros(12))
+    assert y[0, 1].var(correction=1).item() == pytest.approx(1, rel=1e-4)
+
+
+def test_predicting_zero_of_normalized_patches_costs_the_share_of_unbiased_variance():
+    task = build("mae", norm_pix_loss=True)
+    nn.init.zeros_(task.decoder.pixels.weight)
+    n = 3 * 8 * 8
+    step = task(batch_for("mae"), CLOCK)
+    assert step.loss.item() == pytest.approx((n - 1) / n, rel=1e-4)
+    assert step.logs["explained"].item() == pytest.approx(0, abs=1e-4)
+
+
+def test_loss_is_the_mean_over_hidden_patches_written_as_loops():
+    task, batch = build("mae"), batch_for("mae", b=2)
+    order = random_order(batch.key, 16)
+    seen = task.encoder.encode(take(task.encoder.tokens(batch.images[0]), order[:, :4]))
+    guess, target = task.decoder(seen, order), patchify(batch.images[0], 8)
+    total = 0.0
+    for i in range(2):
+        for j, patch in enumerate(order[i, 4:]):
+            total += float((guess[i, j] - target[i, patch]).square().mean().detach())
+    assert guess.shape == (2, 12, 192)
+    assert task(batch, CLOCK).loss.item() == pytest.approx(total / 24, rel=1e-5)
+
+
+def test_encoder_sees_no_hidden_pixel():
+    task, batch = build("mae"), batch_for("mae")
+    order = random_order(batch.key, 16)
+    hidden = torch.zeros(8, 16).scatter_(1, order[:, 4:], 1.0)  # 1 = hidden, raster order
+    assert hidden.sum(1).eq(12).all()
+    pixels = hidden.unflatten(1, (4, 4)).repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
+    other = views(batch.images[0] + 100 * pixels)
+    assert torch.equal(task(batch, CLOCK).features, task(other, CLOCK).features)
+    visible = views(batch.images[0] + (1 - pixels))
+    assert not torch.equal(task(batch, CLOCK).features, task(visible, CLOCK).features)
+
+
+def test_decoder_puts_every_patch_back_in_its_place():
+    task, order = build("mae"), random_order(torch.arange(2), 16)
+    x = torch.randn(2, 5, 16)
+    rows = []
+    task.decoder.blocks.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0]))
+    task.decoder(x, order)
+    tokens, embedded = rows[0][:, 1:] - sincos_2d((4, 4), 8), task.decoder.embed(x)
+    torch.testing.assert_close(rows[0][:, 0], embedded[:, 0])
+    for i in range(2):
+        for place in range(16):
+            rank = order[i].tolist().index(place)
+            want = embedded[i, 1 + rank] if rank < 4 else task.decoder.mask_token[0, 0]
+            torch.testing.assert_close(tokens[i, place], want)
+
+
+def test_encoder_on_the_full_picture_does_not_depend_on_the_order_of_patches():
+    task, x = build("mae").eval(), batch_for("mae").images[0]
+    tokens, order = task.encoder.tokens(x), random_order(torch.arange(8), 16)
+    whole, shuffled = task.encoder.encode(tokens), task.encoder.encode(take(tokens, order))
+    torch.testing.assert_close(shuffled[:, 1:], take(whole[:, 1:], order), atol=1e-5, rtol=1e-4)
+
+
+def test_start_is_the_official_one():
+    task = build("mae", decoder_dim=64)
+    assert torch.equal(task.encoder.positions, sincos_2d((4, 4), 16))
+    assert not task.encoder.positions.requires_grad
+    embed = task.encoder.embed.weight
+    bound = (6 / (16 + 3 * 64)) ** 0.5
+    assert bound * 0.97 < embed.abs().max() <= bound
+    assert task.encoder.embed.bias.abs().max() > 0  # keeps the convolution's own start
+    linear = task.decoder.blocks[0].mlp.fc1
+    bound = (6 / (64 + 256)) ** 0.5
+    assert bound * 0.97 < linear.weight.abs().max() <= bound
+    assert linear.bias.eq(0).all()
+    assert task.decoder.mask_token.std().item() == pytest.approx(0.02, rel=0.3)
+    assert task.decoder.mask_token.ndim == 3  # or weight decay would skip it
+
+
+def test_position_tables_get_no_gradient_and_everything_else_does():
+    task = build("mae")
+    task(batch_for("mae"), CLOCK).loss.backward()
+    without = {n for n, p in task.named_parameters() if p.grad is None}
+    assert without == {"encoder.positions"}
+    assert "decoder.positions" in dict(task.named_buffers())
+
+
+def test_the_mask_follows_the_picture_not_its_place_in_the_batch():
+    task, batch = build("mae").eval(), batch_for("mae")
+    half = copy.copy(batch)
+    half = type(batch)(images=[batch.images[0][4:]], index=batch.index[4:], key=batch.key[4:])
+    torch.testing.assert_close(task(batch, CLOCK).features[4:], task(half, CLOCK).features)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.99])
+def test_a_ratio_that_hides_or_keeps_nothing_is_refused(ratio):
+    with pytest.raises(ValueError, match=r"method\.mask_ratio"):
+        build("mae", mask_ratio=ratio)
+
+
+def test_views_of_another_size_than_the_positions_are_refused():
+    with pytest.raises(ValueError, match=r"views\.0\.size: 48 pixels.*image_size=32"):
+        MAE(MAE.Config(views=(View(size=48),), decoder_dim=8), PatchNet())
+
+
+def test_another_number_of_views_is_refused():
+    with pytest.raises(ValueError, match="MAE sees 1 view of a picture, not 2"):
+        MAE(MAE.Config(views=(View(count=2, size=32),)), PatchNet())
