@@ -41,9 +41,12 @@ def pretrain(
     return pretraining.pretrain(run, out, resume=resume, overwrite=overwrite)
 
 
-def load(name: str, *, image_size: int | None = None) -> nn.Module:
-    """The backbone of a run folder, a checkpoint file, `timm:NAME` or `random:NAME`."""
-    return weights.load(name, image_size=image_size).backbone
+def load(name: str, *, backbone: str = "", image_size: int | None = None) -> nn.Module:
+    """The backbone of a run folder, a checkpoint file, `timm:NAME` or `random:NAME`.
+
+    `backbone` names the architecture of a checkpoint file that does not say it.
+    """
+    return weights.load(name, backbone=backbone, image_size=image_size).backbone
 
 
 def evaluate(

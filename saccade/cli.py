@@ -22,11 +22,13 @@ app = typer.Typer(
 bench = typer.Typer(help="Measure: cost of a training step beside its peers.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
+UsageError: Any = typer.BadParameter.__base__  # click's own, or the copy inside newer typer
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 
 Sets = Annotated[list[str], typer.Option("--set", help="Any setting: a.b=value. Repeatable.")]
 Workers = Annotated[int, typer.Option(help="Threads that decode and augment.")]
 JsonOut = Annotated[str, typer.Option("--json", help="Write JSON here; - prints JSON alone.")]
+Architecture = Annotated[str, typer.Option("--backbone", help="Of a checkpoint file without one.")]
 ImageSize = Annotated[int, typer.Option(help="Pixels; 0 takes what the weights were built for.")]
 
 
@@ -91,6 +93,7 @@ def evaluate(
     eval_data: Annotated[str, typer.Option(help="Test pictures; else the test split.")] = "",
     protocol: Annotated[str, typer.Option(help="Comma-separated.")] = "knn-dino",
     limit: Annotated[int, typer.Option(min=0, help="First training pictures only.")] = 0,
+    backbone: Architecture = "",
     image_size: ImageSize = 0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     workers: Workers = 2,
@@ -105,6 +108,7 @@ def evaluate(
         eval_data,
         protocol.split(","),
         limit=limit,
+        backbone=backbone,
         image_size=image_size,
         seed=seed,
         workers=workers,
@@ -118,13 +122,16 @@ def embed(
     data: Annotated[str, typer.Option(help="Pictures.")],
     out: Annotated[Path, typer.Option(help="A .parquet file.")],
     split: Annotated[str, typer.Option(help="train or test.")] = "train",
+    backbone: Architecture = "",
     image_size: ImageSize = 0,
     workers: Workers = 2,
 ) -> None:
     """Write path, label and vector of every picture to a parquet file."""
     from .commands import run_embed
 
-    run_embed(weights, data, out, split=split, image_size=image_size, workers=workers)
+    run_embed(
+        weights, data, out, split=split, backbone=backbone, image_size=image_size, workers=workers
+    )
 
 
 @app.command()
@@ -145,12 +152,13 @@ def export(
     format: Annotated[str, typer.Option(help="timm, hf, torchvision, onnx or state-dict.")],
     out: Annotated[Path, typer.Option(help="A folder, or a file for onnx and state-dict.")],
     data: Annotated[str, typer.Option(help="Pictures to prove it on.")] = "demo",
+    backbone: Architecture = "",
     image_size: ImageSize = 0,
 ) -> None:
     """Take a backbone home; the target library loads it and the difference is measured."""
     from .commands import run_export
 
-    run_export(weights, format, out, data, image_size=image_size)
+    run_export(weights, format, out, data, backbone=backbone, image_size=image_size)
 
 
 @app.command("list")
@@ -197,16 +205,14 @@ def main() -> NoReturn:
 
 def guarded(command: Callable[[], Any]) -> int:
     """The exit code of a command; a user's mistake becomes one line."""
-    import click
-
     try:
         code = command()
         return code if isinstance(code, int) else DONE
-    except click.exceptions.Exit as done:
+    except typer.Exit as done:
         return done.exit_code
-    except click.UsageError as error:
+    except UsageError as error:
         return _say(error.format_message(), WRONG)
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         return _say("interrupted", INTERRUPTED)
     except ValueError as error:
         return _say(str(error), WRONG)

@@ -26,7 +26,6 @@ def run_pretrain(
     pretraining.prepare(run, out, resume=resume, overwrite=overwrite)
     if run.engine.devices > 1 and not distributed.launched():
         return distributed.launch(run.engine.devices, arguments)
-    _say(f"{run.name} ({run.recipe}) on {run.data}, batch size {_batch(run)}, writing to {out}")
     ended = pretraining.pretrain(run, out, resume=resume, overwrite=overwrite)
     if not distributed.first():
         return 0
@@ -82,12 +81,13 @@ def run_evaluate(
     protocols: list[str],
     *,
     limit: int,
+    backbone: str,
     image_size: int,
     seed: int,
     workers: int,
     json_out: str,
 ) -> None:
-    loaded = weights.load(name, image_size=image_size or None, seed=seed)
+    loaded = weights.load(name, backbone=backbone, image_size=image_size or None, seed=seed)
     _note(loaded)
     channels = loaded.config.channels
     train = open_source(data, split="train", channels=channels, limit=limit)
@@ -113,16 +113,16 @@ def run_evaluate(
 
 
 def run_embed(
-    name: str, data: str, out: Path, *, split: str, image_size: int, workers: int
+    name: str, data: str, out: Path, *, split: str, backbone: str, image_size: int, workers: int
 ) -> None:
     if split not in ("train", "test"):
         raise ValueError(f"setting split: {split!r} is neither train nor test")
-    loaded = weights.load(name, image_size=image_size or None)
+    loaded = weights.load(name, backbone=backbone, image_size=image_size or None)
     _note(loaded)
     source = open_source(data, split=split, channels=loaded.config.channels)  # type: ignore[arg-type]
     preprocess = evals.preprocess_for(loaded.backbone, loaded.normalize)
-    backbone = loaded.backbone.to(distributed.device())
-    report = embedding.embed(backbone, source, preprocess, out, name=name, threads=workers)
+    model = loaded.backbone.to(distributed.device())
+    report = embedding.embed(model, source, preprocess, out, name=name, threads=workers)
     _say(f"{report.rows} pictures of {report.dim} numbers in {out}; {report.skipped} unreadable")
 
 
@@ -131,8 +131,10 @@ def run_search(table: Path, query: str, top: int) -> None:
         print(f"{row['cosine']:.4f}  {row['label'] or '-'}  {row['path']}")
 
 
-def run_export(name: str, format: str, out: Path, data: str, *, image_size: int) -> None:
-    loaded = weights.load(name, image_size=image_size or None)
+def run_export(
+    name: str, format: str, out: Path, data: str, *, backbone: str, image_size: int
+) -> None:
+    loaded = weights.load(name, backbone=backbone, image_size=image_size or None)
     _note(loaded)
     proof = exports.export(loaded, format, out, pictures_for(loaded, data))
     _say(
@@ -169,11 +171,6 @@ def pictures_for(loaded: weights.Loaded, data: str, n: int = 8) -> torch.Tensor:
         threads=1,
     )
     return torch.cat([x for x, _ in batches])
-
-
-def _batch(run: Run) -> str:
-    each = run.batch_size // run.engine.devices
-    return f"{run.batch_size} ({each} per device)"
 
 
 def _beside(name: str) -> Path | None:

@@ -21,7 +21,6 @@ from jaxtyping import Float
 
 from . import __version__
 from .core import Backbone
-from .data.bad import Bad
 from .data.source import Source
 from .evals.features import (
     Preprocess,
@@ -43,7 +42,7 @@ class Embedded:
     path: Path
     rows: int
     dim: int  # of the vectors
-    skipped: list[Bad]  # pictures that could not be read
+    skipped: int  # pictures that could not be read
 
 
 def embed(
@@ -82,7 +81,7 @@ def embed(
         os.replace(beside, out)
     finally:
         beside.unlink(missing_ok=True)
-    return Embedded(out, rows, model.dim, bad)
+    return Embedded(out, rows, model.dim, len(bad))
 
 
 def metadata(path: Path | str) -> dict[str, Any]:

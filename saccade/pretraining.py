@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,6 +100,7 @@ def pretrain(run: Run, out: Path, *, resume: bool = False, overwrite: bool = Fal
             start_folder(run, out, resume=resume)
             _keep(run, method, out / "initial")
             write_bad(out / BAD, bad)
+            _announce(run, out, len(train), len(bad))
         method = place(run, method, device)
         health = Health()
         ended = fit(
@@ -183,6 +185,17 @@ def _test(run: Run, channels: int) -> Source | None:
     except ValueError:  # most folders have no test split: then there is nothing to measure on
         return None
     return found if found.split == "test" else None
+
+
+def _announce(run: Run, out: Path, pictures: int, bad: int) -> None:
+    each = run.batch_size // dist.world()
+    unreadable = f", {bad} unreadable ({BAD})" if bad else ""
+    print(
+        f"saccade: {run.name} ({run.recipe}) on {pictures} pictures of {run.data}{unreadable}; "
+        f"batch size {run.batch_size}, {each} per device; writing to {out}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _probe(run: Run, train: Source, test: Source | None) -> OnlineKnn | None:

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .backbones.presets import PRESETS
 from .backbones.timm_adapter import (
     Report,
     arguments,
@@ -156,6 +157,10 @@ def _random(name: str, image_size: int | None, channels: int | None, seed: int) 
 
 
 def _pretrained(name: str, image_size: int | None, channels: int | None) -> Loaded:
+    if name in PRESETS:
+        raise ValueError(
+            f"weights: {name} is ours and timm has no weights for it; try random:{name}"
+        )
     cfg = BackboneConfig(
         name=name,
         image_size=image_size or native_size(name),
@@ -248,7 +253,7 @@ def _loaded(
     )
 
 
-def _tensors(path: Path) -> dict[str, Any]:
+def _tensors(path: Path) -> Any:
     """What a file holds: safetensors, or torch's format read with `weights_only`."""
     try:
         if path.suffix == ".safetensors":
@@ -262,7 +267,7 @@ def _tensors(path: Path) -> dict[str, Any]:
             f"weights: {path} holds pickled code, which is never run; "
             "convert it to safetensors where you trust it"
         ) from None
-    except (SafetensorError, RuntimeError, EOFError, KeyError) as error:
+    except (SafetensorError, RuntimeError, OSError, EOFError, KeyError) as error:
         raise ValueError(
             f"weights: {path} is cut short or no checkpoint ({type(error).__name__}); "
             "copy it again, or give safetensors or .pth"

@@ -98,9 +98,11 @@ def views(*images):
 
 
 def noise(seed=0, b=8, sizes=(32, 32)):
-    """Random pictures, as many views as sizes."""
+    """Pictures of random color fields, each view with its own grain; one view for each size."""
     g = torch.Generator().manual_seed(seed)
-    return views(*(torch.randn(b, 3, size, size, generator=g) for size in sizes))
+    fields = torch.randn(b, 3, 2, 2, generator=g)
+    grain = (0.5 * torch.randn(b, 3, size, size, generator=g) for size in sizes)
+    return views(*(F.interpolate(fields, x.shape[-2:]) + x for x in grain))
 
 
 SMALL = {

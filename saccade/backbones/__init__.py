@@ -9,7 +9,6 @@ from .presets import PRESETS, WELL_KNOWN
 if TYPE_CHECKING:
     from ..core import Backbone
     from ..recipe import BackboneConfig
-    from .timm_adapter import Report
 
 
 def names() -> list[str]:
@@ -31,17 +30,3 @@ def create(cfg: BackboneConfig) -> Backbone:
     from .timm_adapter import build  # torch and timm take seconds to import: only when needed
 
     return build(cfg)
-
-
-def copy(source: Backbone, target: Backbone) -> Report:
-    """Copy the weights of one encoder into another, position tables fitted to its picture size."""
-    from .timm_adapter import load_timm_state, timm_state
-
-    return load_timm_state(target, timm_state(source))
-
-
-def convolutional(backbone: Backbone) -> bool:
-    """Whether channels-last memory suits it."""
-    from .timm_adapter import FeatureNet
-
-    return isinstance(backbone, FeatureNet) and backbone.family in ("resnet", "convnext")

@@ -290,9 +290,10 @@ def _check_grid(cfg: BackboneConfig, net: VisionTransformer) -> None:
     patch = net.patch_embed.patch_size[0]
     if cfg.image_size % patch:
         low = cfg.image_size // patch * patch
+        near = f"{low} or {low + patch}" if low else f"{patch}"
         raise ValueError(
             f"backbone.image_size={cfg.image_size} does not divide into patches of {patch}; "
-            f"choose {low or patch} or {low + patch}"
+            f"choose {near}"
         )
 
 

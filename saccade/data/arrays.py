@@ -26,6 +26,8 @@ KEYS = {"train": ("x", "y"), "test": ("xt", "yt")}
 class Arrays(Source):
     """Pictures of one size in memory."""
 
+    resident = True
+
     def __init__(
         self,
         title: str,

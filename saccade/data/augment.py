@@ -28,8 +28,6 @@ REACH = 4  # sigmas on either side of a blurred pixel
 GRAY = (0.2989, 0.587, 0.114)  # ITU-R 601
 BLOCK = 1 << 19  # numbers of a picture block that stays in a core's cache
 
-Draws = dict[str, Float[Tensor, "b n"]]
-
 
 def check_view(view: View, place: int, channels: int) -> None:
     """Raise ValueError for settings that cannot be, or that this many channels cannot have."""
@@ -151,57 +149,65 @@ def normalizer(
 
 
 def _jitter(x: Float[Tensor, "b c h w"], view: View, draws: Float[Tensor, "b 9"]) -> None:
-    """In place: the four adjustments, each picture in its own order."""
+    """In place: the four adjustments, each picture in its own order.
+
+    Pictures are sorted by the adjustment whose turn it is, so that each works on one slice.
+    """
+    b, s, c, h = view.strength
+    low = draws.new_tensor([max(0.0, 1 - b), max(0.0, 1 - s), max(0.0, 1 - c), -h])
+    high = draws.new_tensor([1 + b, 1 + s, 1 + c, h])
+    factor = low + (high - low) * draws[:, 1:5]  # [b, 4]
     order = draws[:, 5:].argsort(1)  # [b, 4]
-    order[draws[:, 0] >= view.jitter] = -1
-    for place in range(4):
-        for op, (adjust, strength) in enumerate(zip(ADJUST, view.strength, strict=True)):
-            rows = (order[:, place] == op).nonzero()[:, 0]
+    order[draws[:, 0] >= view.jitter] = len(ADJUST)  # a slice of its own, left alone
+    at = torch.arange(len(x), device=x.device)  # which picture stands where
+    y = x
+    for place in range(len(ADJUST)):
+        turn = order[at, place].argsort(stable=True)
+        y, at = y.index_select(0, turn), at[turn]
+        counts = order[:, place].bincount(minlength=len(ADJUST) + 1).tolist()
+        parts = zip(ADJUST, view.strength, y.split(counts), at.split(counts), strict=False)
+        for op, (adjust, strength, part, rows) in enumerate(parts):
             if strength and len(rows):
-                u = draws[rows, 1 + op]
-                low = -strength if op == 3 else max(0.0, 1 - strength)
-                high = strength if op == 3 else 1 + strength
-                x[rows] = adjust(x[rows], (low + (high - low) * u)[:, None, None, None])
+                adjust(part, factor[rows, op, None, None, None])
+    torch.index_select(y, 0, at.argsort(), out=x)
 
 
-def brightness(
-    x: Float[Tensor, "b c h w"], factor: Float[Tensor, "b 1 1 1"]
-) -> Float[Tensor, "b c h w"]:
+# These change x in place; factors stand for one picture each.
+
+
+def brightness(x: Float[Tensor, "b c h w"], factor: Float[Tensor, "b 1 1 1"]) -> None:
     """Scaled pixels, clipped."""
-    return (x * factor).clamp_(0, 1)
+    x.mul_(factor).clamp_(0, 1)
 
 
-def contrast(
-    x: Float[Tensor, "b c h w"], factor: Float[Tensor, "b 1 1 1"]
-) -> Float[Tensor, "b c h w"]:
+def contrast(x: Float[Tensor, "b c h w"], factor: Float[Tensor, "b 1 1 1"]) -> None:
     """Away from the mean gray of each picture (the mean of all channels where not RGB), clipped."""
     mean = gray(x).mean((1, 2, 3), keepdim=True)
-    return (x * factor).add_(mean * (1 - factor)).clamp_(0, 1)
+    x.mul_(factor).add_(mean * (1 - factor)).clamp_(0, 1)
 
 
-def saturation(
-    x: Float[Tensor, "b c h w"], factor: Float[Tensor, "b 1 1 1"]
-) -> Float[Tensor, "b c h w"]:
+def saturation(x: Float[Tensor, "b c h w"], factor: Float[Tensor, "b 1 1 1"]) -> None:
     """Away from each pixel's own gray, clipped."""
-    return (x * factor).add_(gray(x).mul_(1 - factor)).clamp_(0, 1)
+    own = gray(x).mul_(1 - factor)
+    x.mul_(factor).add_(own).clamp_(0, 1)
 
 
-def hue(x: Float[Tensor, "b 3 h w"], shift: Float[Tensor, "b 1 1 1"]) -> Float[Tensor, "b 3 h w"]:
-    """Turned around the color circle by a share of the full circle; lightness and chroma stay."""
-    low, high = x.aminmax(dim=1, keepdim=True)
-    span = high - low
+def hue(x: Float[Tensor, "b 3 h w"], shift: Float[Tensor, "b 1 1 1"]) -> None:
+    """HSV's hue moved by a share of the color circle; value and saturation stay.
+
+    With channels scaled to r, g, b in 0..1 so that the largest is 1 and the smallest 0, the angle
+    from red in sixths of the circle is 1 - r + g + b: towards green where g > b, else towards blue.
+    """
     r, g, b = x.split(1, 1)
-    scale = torch.where(span > 0, span, 1).reciprocal_()
-    turn = torch.where(  # the hue in sixths of the circle; for a gray pixel anything will do
-        high == r,
-        (g - b).mul_(scale),
-        torch.where(high == g, (b - r).mul_(scale).add_(2), (r - g).mul_(scale).add_(4)),
-    ).add_(6 * shift)
-    turn.sub_((turn / 6).floor_().mul_(6))  # [b, 1, h, w] in 0..6
-    red = (turn - 3).abs_().sub_(1)
-    green = (turn - 2).abs_().neg_().add_(2)
-    blue = turn.sub_(4).abs_().neg_().add_(2)
-    return torch.cat([red, green, blue], 1).clamp_(0, 1).mul_(span).add_(low)
+    low = torch.minimum(r, g).minimum(b)
+    span = torch.maximum(r, g).maximum(b).sub_(low)
+    away = (g + b).sub_(r).sub_(low).div_(span.clamp_min(1e-12)).add_(1)
+    angle = away.copysign_(g - b).add_(6 * shift)
+    angle.sub_((angle / 6).floor_().mul_(6))  # [b, 1, h, w] in 0..6
+    torch.sub(angle, 3, out=r).abs_().sub_(1)
+    torch.sub(angle, 2, out=g).abs_().neg_().add_(2)
+    torch.sub(angle, 4, out=b).abs_().neg_().add_(2)
+    x.clamp_(0, 1).mul_(span).add_(low)
 
 
 def gray(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:
@@ -224,27 +230,29 @@ def _solarize(x: Float[Tensor, "b c h w"], view: View, draws: Float[Tensor, "b 1
 
 
 def _blur(x: Float[Tensor, "b c h w"], view: View, draws: Float[Tensor, "b 2"]) -> None:
-    rows = (draws[:, 0] < view.blur).nonzero()[:, 0]
-    if len(rows):
-        low, high = view.sigma
-        x[rows] = blur(x[rows], low + (high - low) * draws[rows, 1], math.ceil(REACH * high))
+    sigma = view.sigma[0] + (view.sigma[1] - view.sigma[0]) * draws[:, 1]
+    reach = (REACH * sigma).ceil().int()
+    reach[draws[:, 0] >= view.blur] = 0
+    for pixels in reach.unique().tolist():  # pictures whose kernels have one size
+        rows = (reach == pixels).nonzero()[:, 0]
+        if pixels:
+            x[rows] = blur(x[rows], sigma[rows], pixels)
 
 
 def blur(
-    x: Float[Tensor, "b c h w"], sigma: Float[Tensor, "b"], radius: int
+    x: Float[Tensor, "b c h w"], sigma: Float[Tensor, "b"], reach: int
 ) -> Float[Tensor, "b c h w"]:
     """Gaussian blur of each picture by its own sigma in pixels, mirrored at the edges."""
     for axis in (2, 3):
-        reach = min(radius, x.shape[axis] - 1)
-        at = torch.arange(-reach, reach + 1, device=x.device)
-        weight = torch.exp(-0.5 * (at / sigma[:, None]) ** 2)
-        weight = (weight / weight.sum(1, keepdim=True))[:, :, None, None, None]  # [b, taps, 1,1,1]
-        pad = (0, 0, reach, reach) if axis == 2 else (reach, reach, 0, 0)
-        wide = F.pad(x, pad, mode="reflect")
         size = x.shape[axis]
+        k = min(reach, size - 1)
+        at = torch.arange(-k, k + 1, device=x.device)
+        weight = torch.exp(-0.5 * (at / sigma[:, None].double()) ** 2)
+        weight = (weight / weight.sum(1, keepdim=True)).float()[:, :, None, None, None]
+        wide = F.pad(x, (0, 0, k, k) if axis == 2 else (k, k, 0, 0), mode="reflect")
         x = wide.narrow(axis, 0, size) * weight[:, 0]
-        for k in range(1, 2 * reach + 1):
-            x.addcmul_(wide.narrow(axis, k, size), weight[:, k])
+        for tap in range(1, 2 * k + 1):
+            x.addcmul_(wide.narrow(axis, tap, size), weight[:, tap])
     return x
 
 

@@ -73,4 +73,5 @@ def _digest(x: Tensor) -> str:
 def _range(values: list[int]) -> dict[str, float]:
     if not values:
         return {}
-    return {"min": min(values), "median": float(np.median(values)), "max": max(values)}
+    low, middle, high = np.percentile(values, [0, 50, 100]).tolist()
+    return {"min": low, "median": middle, "max": high}

@@ -72,7 +72,7 @@ def pixels(picture: Image.Image, channels: int) -> UInt8[Tensor, "c h w"]:
     if turn is not None:
         picture = picture.transpose(turn)
     array = torch.from_numpy(np.array(picture))
-    return array.unflatten(1, (-1, channels)).permute(2, 0, 1)
+    return array.reshape(picture.height, picture.width, channels).permute(2, 0, 1)
 
 
 def _stream(file: str | bytes) -> str | BytesIO:

@@ -73,7 +73,7 @@ def from_folder(root: Path, split: Split, channels: int) -> Files:
 
 def _sides(root: Path) -> dict[str, Path]:
     """The folders of the two splits; empty where train/ is missing or is a class among others."""
-    folders = {e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith(".")}
+    folders = {entry.name for entry in _entries(root) if entry.is_dir()}
     if "train" not in folders:
         return {}
     tests = [name for name in TEST_FOLDERS if name in folders]
@@ -86,9 +86,7 @@ def _sides(root: Path) -> dict[str, Path]:
 def class_folders(base: Path) -> set[str]:
     """Names of the subfolders; empty where pictures lie beside them."""
     names = set()
-    for entry in os.scandir(base):
-        if entry.name.startswith("."):
-            continue
+    for entry in _entries(base):
         if not entry.is_dir():
             if decode.is_picture(entry.name):
                 return set()

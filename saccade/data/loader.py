@@ -15,6 +15,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from ..core import View, Views
+from ..errors import RunError
 from ..nn.random import fold, keys, salt
 from ..recipe import Normalize
 from . import augment
@@ -94,7 +95,9 @@ class ViewLoader:
         flips = [augment.flips(view, k) for view, k in zip(self.views, each, strict=True)]
         for image, flip in zip(images, flips, strict=True):
             image[flip] = image[flip].flip(-1)
-        batch = Views(images=images, index=index, key=key, boxes=[torch.tensor(e) for e in edges], flips=flips)
+        batch = Views(
+            images=images, index=index, key=key, boxes=[torch.tensor(e) for e in edges], flips=flips
+        )
         if self.device.type == "cpu":
             return self._color(batch)
         return replace(batch, images=[x.pin_memory() for x in images])
@@ -119,7 +122,10 @@ class ViewLoader:
         )
 
     def _read(self, i: int, key: Int64[Tensor, "1"]) -> tuple[int, UInt8[Tensor, "c h w"]]:
-        """The picture, or where it is bad one chosen by its key, and which it is."""
+        """A picture and its number: i, or where i is bad one that the key of i chooses.
+
+        The views of a replacement are drawn from the key of i: twice in a batch, it differs.
+        """
         for attempt in range(TRIES):
             if i not in self.bad:
                 try:
@@ -128,9 +134,7 @@ class ViewLoader:
                     self.bad[i] = bad.reason
             i = int(fold(fold(key, salt("replacement")), attempt)) % len(self.source)
         name, reason = self.source.name(i), self.bad.get(i, "")
-        raise ValueError(
-            f"data: {TRIES} pictures in a row cannot be read, such as {name}: {reason}"
-        )
+        raise RunError(f"data: {TRIES} pictures in a row cannot be read, such as {name}: {reason}")
 
 
 def permutation(n: int, seed: int, epoch: int) -> Int64[Tensor, "n"]:

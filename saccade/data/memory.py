@@ -51,6 +51,8 @@ def in_memory(
     Beyond the budget pictures are still tried, in sets up to VERIFY, but read again when asked
     for; larger sets stay unread there. `progress` is told how many of how many are done.
     """
+    if source.resident:
+        return source, []
     held: list[Tensor] = []
     good: list[int] = []
     bad: list[Bad] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -27,7 +27,7 @@ def pictures(
     normalize: Normalize,
     batch_size: int,
     threads: int,
-    indices: Sequence[int] | None = None,
+    indices: Iterable[int] | None = None,
     bad: list[Bad] | None = None,
 ) -> Generator[tuple[Float[Tensor, "b c h w"], Int64[Tensor, "b"]]]:
     """Batches of pictures and their numbers, in order; resize=0 leaves the pictures' own size.

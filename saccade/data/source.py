@@ -27,6 +27,7 @@ class Source(ABC):
     labels: Int64[np.ndarray, "n"] | None  # -1 for an entry that has none
     split: Literal["train", "test", ""]  # "" where the data has no splits
     skipped: int  # files passed over because they are not called pictures
+    resident: bool = False  # all pictures are in memory, decoded
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -50,6 +51,7 @@ class Subset(Source):
     def __init__(self, source: Source, rows: Int64[np.ndarray, "m"]) -> None:
         self.channels, self.classes = source.channels, source.classes
         self.split, self.skipped = source.split, source.skipped
+        self.resident = source.resident
         self.labels = None if source.labels is None else source.labels[rows]
         self.source = source
         self.rows = rows
@@ -90,6 +92,7 @@ def _open(data: str, split: Split, channels: int) -> Source:
 
     kind, _, rest = data.partition(":")
     path = Path(data)
+    suffix = path.suffix.lower()
     if data == "demo":
         return table.demo(split, channels)
     if kind == "cifar10" and (rest or not path.exists()):
@@ -101,14 +104,14 @@ def _open(data: str, split: Split, channels: int) -> Source:
     if not path.exists():
         known = ("demo", "cifar10", "torchvision:NAME")
         raise ValueError(f"data {data!r}: no such file or folder{suggest(kind, known)}")
-    if path.suffix == ".npz":
+    if suffix == ".npz":
         return arrays.from_npz(path, split, channels)
-    if path.suffix == ".parquet":
+    if suffix == ".parquet":
         return table.from_parquet(path, channels)
-    if path.suffix in LISTS:
+    if suffix in LISTS:
         return folder.from_list(path, channels)
     raise ValueError(
-        f"data {data}: cannot read a {path.suffix or 'nameless'} file; give a folder, "
+        f"data {data}: cannot read a {suffix or 'nameless'} file; give a folder, "
         ".txt, .csv, .tsv, .parquet or .npz"
     )
 

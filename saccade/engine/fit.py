@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +35,13 @@ class Ended:
     step: int
     interrupted: bool
     wait: float
+
+
+# What turns off DDP's copying of buffers: the argument has a new name since torch 2.15.
+_arguments = inspect.signature(DistributedDataParallel).parameters
+BUFFERS_STAY: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _arguments else "broadcast_buffers": False
+}
 
 
 def fit(
@@ -117,7 +126,7 @@ def _wrap(method: Method, engine: Engine, device: torch.device) -> nn.Module:
     if dist.world() > 1:
         ids = [device] if device.type == "cuda" else None
         module = DistributedDataParallel(
-            module, device_ids=ids, broadcast_buffers=False, find_unused_parameters=True
+            module, device_ids=ids, find_unused_parameters=True, **BUFFERS_STAY
         )
     return module
 

@@ -61,7 +61,7 @@ PROTOCOLS = {
         features="cls-4",
     ),
     "linear-mae": Probe(
-        optim=Optim(name="lars", lr=0.1, weight_decay=0.0, schedule=Schedule(warmup_epochs=10)),
+        optim=Optim(name="lars", lr=0.1, weight_decay=0.0, schedule=Schedule(warmup_epochs=10.0)),
         epochs=90,
         batch_size=1024,
         batch_norm=True,

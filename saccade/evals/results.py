@@ -91,8 +91,9 @@ def write_json(path: Path | str, content: Any) -> None:
 def table(results: Iterable[Result], title: str = "") -> Table:
     """A row a result, in percent."""
     view = Table(title=title or None, caption="95 % bootstrap interval over test pictures")
-    for name in ("model", "protocol", "metric"):
-        view.add_column(name)
+    view.add_column("model", overflow="fold")
+    for name in ("protocol", "metric"):
+        view.add_column(name, no_wrap=True)
     for name in ("%", "interval", "pictures"):
         view.add_column(name, justify="right")
     for r in results:

@@ -40,11 +40,11 @@ def write(backbone: Backbone, cfg: BackboneConfig, normalize: Normalize, out: Pa
         raise ValueError(
             f"setting format: hf takes plain ViTs and {cfg.name} is none; use format timm or onnx"
         )
-    settings, state = config(backbone), renamed(backbone, cfg.name)
+    state = renamed(backbone, cfg.name)  # first: it refuses what `config` cannot describe
     out.mkdir(parents=True, exist_ok=True)
     write_state(out / "model.safetensors", state)
     write_json(out / "preprocessor_config.json", processor(cfg, normalize))
-    write_json(out / "config.json", settings)
+    write_json(out / "config.json", config(backbone))
 
 
 def read_back(out: Path) -> Reader:

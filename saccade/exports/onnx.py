@@ -35,7 +35,7 @@ def write(backbone: Backbone, cfg: BackboneConfig, normalize: Normalize, out: Pa
     names = ["vector", "tokens"] if norms_tokens(backbone) else ["vector"]
     example = torch.zeros(EXAMPLES, cfg.channels, cfg.image_size, cfg.image_size)
     program = torch.onnx.export(
-        Outputs(backbone),
+        Outputs(backbone).eval(),
         (example,),
         input_names=["images"],
         output_names=names,

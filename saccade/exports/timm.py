@@ -20,8 +20,8 @@ TOLERANCE = 1e-5
 def write(backbone: Backbone, cfg: BackboneConfig, normalize: Normalize, out: Path) -> None:
     if has_small_stem(cfg):
         raise ValueError(
-            "setting format: timm has no ResNet with the small stem; use format state-dict or onnx, "
-            "or pretrain with backbone.stem=paper"
+            "setting format: timm has no ResNet with the small stem; use format state-dict or "
+            "onnx, or pretrain with backbone.stem=paper"
         )
     save_backbone(out, backbone, cfg, normalize, {})
 

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
+from ..config import suggest
 from ..recipe import Recipe
 
 
@@ -41,11 +42,16 @@ def recipes(name: str) -> dict[str, Recipe]:
 
 def summary(name: str) -> str:
     """The first line of the paper's file, read without running it."""
+    doc = ast.get_docstring(ast.parse(path(name).read_text(encoding="utf-8")))
+    return (doc or "").partition("\n")[0]
+
+
+def path(name: str) -> Path:
+    """The paper's file."""
     spec = find_spec(_known(name))
     assert spec is not None
     assert spec.origin is not None
-    doc = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8")))
-    return (doc or "").partition("\n")[0]
+    return Path(spec.origin)
 
 
 def _modules() -> dict[str, str]:
@@ -57,7 +63,7 @@ def _modules() -> dict[str, str]:
 def _known(name: str) -> str:
     modules = _modules()
     if name not in modules:
-        raise ValueError(f"unknown method {name!r}; choose from {', '.join(sorted(modules))}")
+        raise ValueError(f"setting method: {name!r} is unknown{suggest(name, modules)}")
     return modules[name]
 
 

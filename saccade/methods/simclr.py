@@ -81,7 +81,12 @@ RECIPES = {
         ),
         backbone=BackboneConfig(name="resnet10_w32", image_size=64, stem="paper"),
         optim=Optim(
-            lr=0.12, weight_decay=5e-4, decay_1d=False, schedule=Schedule(warmup_epochs=5.0)
+            name="lars",
+            lr=1.0,
+            weight_decay=1e-4,
+            decay_1d=False,
+            lr_in_buffer=True,
+            schedule=Schedule(warmup_epochs=10.0),
         ),
         epochs=100,
         batch_size=128,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributed.nn.functional import all_reduce
 
 
 def world() -> int:
@@ -17,9 +18,23 @@ def rank() -> int:
     return dist.get_rank() if world() > 1 else 0
 
 
+class _Sum(torch.autograd.Function):
+    """Sum over ranks forward, and of gradients backward. torch's own is deprecated."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return _Sum.forward(ctx, grads[0])
+
+
 def summed(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Sum over ranks; the gradient is summed over ranks too."""
-    return all_reduce(x.contiguous()) if world() > 1 else x
+    return _Sum.apply(x) if world() > 1 else x  # type: ignore[return-value]
 
 
 def gather(x: Float[Tensor, "b ..."]) -> Float[Tensor, "n ..."]:
@@ -49,14 +64,6 @@ def mean(x: Tensor) -> Tensor:
     y = x.detach().clone()
     dist.all_reduce(y)
     return y / world()
-
-
-@torch.no_grad()
-def from_first(x: Tensor) -> Tensor:
-    """Rank 0's tensor on every rank."""
-    if world() > 1:
-        dist.broadcast(x, 0)
-    return x
 
 
 @torch.no_grad()

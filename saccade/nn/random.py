@@ -16,8 +16,13 @@ GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 / golden ratio, as int64
 
 
 def _mix(x: Tensor) -> Tensor:
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64))):
-        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor  # logical shift, wrapping product
+    for shift, factor in (
+        (30, 0xBF58476D1CE4E5B9 - (1 << 64)),
+        (27, 0x94D049BB133111EB - (1 << 64)),
+    ):
+        x = (
+            x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))
+        ) * factor  # logical shift, wrapping product
     return x ^ ((x >> 31) & ((1 << 33) - 1))
 
 

@@ -1,22 +1,21 @@
 """Train every toy method on one of several gloo ranks: python ranks.py RANK WORLD STORE OUT."""
 
 import sys
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
-
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
-
+from torch.nn.parallel import DistributedDataParallel
 from toys import SIZES, build, noise
 
 from saccade import methods
 from saccade.core import Clock, Views
+from saccade.engine.fit import BUFFERS_STAY
 from saccade.nn.dist import mean
 from saccade.nn.norm import synchronize
 
 STEPS, B = 20, 8
 VARIANTS = {name: (name, {}) for name in methods.names()}
+VARIANTS["simclr"] = ("simclr", {"temperature": 0.5})  # lower ones magnify rounding step by step
 VARIANTS["moco symmetric"] = ("moco", {"symmetric": True})
 
 
@@ -27,24 +26,24 @@ def share(batch, rank, world):
 
 
 def run(name, settings, rank, world):
+    """Losses of all steps, the gradients of the first, and the final state."""
     task = build(name, **settings).train()
     synchronize(task)
-    call = task
-    if world > 1:
-        call = torch.nn.parallel.DistributedDataParallel(task, broadcast_buffers=False)
-    optimizer = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], 0.02, 0.9)
-    losses = []
+    call = DistributedDataParallel(task, **BUFFERS_STAY) if world > 1 else task
+    params = {k: p for k, p in task.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.SGD(params.values(), 0.01, 0.9)
+    losses, first = [], {}
     for i in range(STEPS):
         clock = Clock(i, STEPS, 5)
-        batch = share(noise(i, B, SIZES.get(name, (32, 32))), rank, world)
-        loss = call(batch, clock).loss
+        loss = call(share(noise(i, B, SIZES.get(name, (32, 32))), rank, world), clock).loss
         optimizer.zero_grad()
         loss.backward()
+        first = first or {k: p.grad.clone() for k, p in params.items()}
         task.before_update(clock)
         optimizer.step()
         task.after_update(clock)
         losses.append(mean(loss).item())
-    return {"losses": losses, "state": task.state_dict()}
+    return {"losses": losses, "gradients": first, "state": task.state_dict()}
 
 
 def main():
@@ -53,8 +52,7 @@ def main():
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     found = {k: run(name, settings, rank, world) for k, (name, settings) in VARIANTS.items()}
-    if rank == world - 1:  # the last rank: its queue and center agree with the first's
-        torch.save(found, out)
+    torch.save(found, f"{out}.{rank}")
     if world > 1:
         dist.destroy_process_group()
 

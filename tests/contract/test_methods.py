@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,13 @@ import torch
 from toys import CLOCK, batch_for, build, train
 
 from saccade import config, methods
-from saccade.core import Backbone, Clock, Method
+from saccade.core import Backbone, Method
 from saccade.nn.parts import Ema
 from saccade.recipe import Recipe
 
 NAMES = methods.names()
+ROOTS = (str(Path(__file__).parents[i]) for i in (1, 2))
+PATHS = {**os.environ, "PYTHONPATH": os.pathsep.join(ROOTS)}  # for scripts: `toys` and the package
 
 
 @pytest.fixture(params=NAMES)
@@ -116,12 +119,18 @@ def test_recipes_fit_their_encoder_and_say_where_they_come_from(name):
         assert recipe.source
 
 
-def test_compiled_equals_eager(name):
-    eager, compiled = build(name).train(), build(name).train()
-    fast = torch.compile(compiled, backend="eager")
-    for i in range(2):
-        a, b = (t(batch_for(name, i), Clock(i, 10, 5)).loss for t in (eager, fast))
-        torch.testing.assert_close(a, b)
+@pytest.mark.slow
+def test_compiled_equals_eager():
+    """In a process of its own: the checks of shapes on every call cannot be compiled."""
+    script = Path(__file__).with_name("compiled.py")
+    done = subprocess.run(
+        [sys.executable, script, *NAMES], env=PATHS, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    losses = json.loads(done.stdout)
+    assert set(losses) == set(NAMES)
+    for eager, compiled in losses.values():
+        assert compiled == pytest.approx(eager, rel=1e-5)
 
 
 def test_the_class_has_the_name_of_the_paper_and_a_summary(name):
@@ -131,8 +140,10 @@ def test_the_class_has_the_name_of_the_paper_and_a_summary(name):
     assert methods.summary(name).startswith(f"{cls.__name__}: ")
 
 
-def test_an_unknown_method_lists_the_choices():
-    with pytest.raises(ValueError, match="unknown method 'simclear'; choose from .*simclr"):
+def test_an_unknown_method_is_told_what_was_meant():
+    with pytest.raises(
+        ValueError, match=r"setting method: 'simclear' is unknown; did you mean simclr"
+    ):
         methods.get("simclear")
 
 
@@ -151,7 +162,7 @@ def test_another_package_adds_a_method_by_an_entry_point(tmp_path, monkeypatch):
         '"""Theirs: a method from outside."""\n'
         "from saccade.core import Method\n\n\n"
         "class Theirs(Method):\n    def forward(self, batch, clock): ...\n\n\n"
-        'RECIPES = {"paper": 1}\n'
+        "RECIPES = {}\n"
     )
     info = tmp_path / "theirs-1.0.dist-info"
     info.mkdir()
@@ -161,27 +172,49 @@ def test_another_package_adds_a_method_by_an_entry_point(tmp_path, monkeypatch):
     assert methods.names() == sorted([*NAMES, "theirs"])
     assert methods.get("theirs").__name__ == "Theirs"
     assert methods.summary("theirs") == "Theirs: a method from outside."
-    assert methods.recipes("theirs") == {"paper": 1}
+    assert methods.recipes("theirs") == {}
     monkeypatch.delitem(sys.modules, "theirs")
 
 
-@pytest.mark.slow
-def test_two_ranks_train_as_one(tmp_path):
-    """Gradients, batch statistics, queues and centers, over 20 steps of every method."""
-    script = Path(__file__).with_name("ranks.py")
-    runs = {}
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """20 steps of every method on one process, and on two: (one, first of two, second of two)."""
+    out, script = tmp_path_factory.mktemp("ranks"), Path(__file__).with_name("ranks.py")
     for world in (1, 2):
-        out, store = tmp_path / f"{world}.pt", tmp_path / f"store{world}"
         ranks = [
-            subprocess.Popen([sys.executable, script, str(r), str(world), store, out])
+            subprocess.Popen(
+                [
+                    sys.executable,
+                    script,
+                    str(r),
+                    str(world),
+                    out / f"store{world}",
+                    out / str(world),
+                ],
+                env=PATHS,
+            )
             for r in range(world)
         ]
         assert [p.wait(timeout=240) for p in ranks] == [0] * world
-        runs[world] = torch.load(out)
-    one, two = runs[1], runs[2]
-    assert set(one) >= set(NAMES)
-    for name in one:
-        assert two[name]["losses"] == pytest.approx(one[name]["losses"], abs=1e-4, rel=0), name
-        assert len(one[name]["losses"]) == 20
-        for key, value in one[name]["state"].items():
-            torch.testing.assert_close(two[name]["state"][key], value, atol=1e-3, rtol=1e-3)
+    return [torch.load(out / name) for name in ("1.0", "2.0", "2.1")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*NAMES, "moco symmetric"])
+def test_two_ranks_train_as_one(runs, name):
+    one, two, _ = (r[name] for r in runs)
+    assert len(one["losses"]) == 20
+    assert two["losses"] == pytest.approx(one["losses"], abs=1e-4, rel=0)
+    for key, value in one["gradients"].items():
+        size = value.abs().max().item()
+        torch.testing.assert_close(two["gradients"][key], value, atol=1e-4 * size, rtol=0)
+    for key, value in one["state"].items():
+        torch.testing.assert_close(two["state"][key], value, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*NAMES, "moco symmetric"])
+def test_ranks_agree_to_the_bit_on_all_state(runs, name):
+    """Weights, teachers, queues, centers and batch statistics."""
+    _, first, second = (r[name]["state"] for r in runs)
+    assert all(torch.equal(v, second[k]) for k, v in first.items())

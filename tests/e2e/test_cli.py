@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -21,7 +22,7 @@ def pictures(tmp_path):
     """96 training and 32 test pictures of two classes, dark and bright."""
     g = np.random.default_rng(0)
     y, yt = g.integers(0, 2, 96), g.integers(0, 2, 32)
-    draw = lambda y: (g.integers(0, 64, (len(y), 32, 32, 3)) + 150 * y[:, None, None, None])  # noqa: E731
+    draw = lambda y: g.integers(0, 64, (len(y), 32, 32, 3)) + 150 * y[:, None, None, None]  # noqa: E731
     path = tmp_path / "pictures.npz"
     x, xt = draw(y).astype(np.uint8), draw(yt).astype(np.uint8)
     np.savez(path, x=x, y=y.astype(np.uint8), xt=xt, yt=yt.astype(np.uint8))
@@ -61,13 +62,16 @@ def test_pretrain_measures_keeps_and_exports(pictures, tmp_path, capsys):
     found = tmp_path / "found.json"
     args = ["evaluate", out, "--data", pictures, "--protocol", "knn-dino", "--json", found]
     assert saccade(*args) == 0
-    again = [r for r in json.loads(found.read_text())["results"] if r["metric"] == "top-1, k 20"]
+    again = [r for r in json.loads(found.read_text())["results"] if r["metric"] == "top1@20"]
     trained = [r for r in results if r["model"] == "after pretraining"]
     assert again[0]["value"] == trained[0]["value"]
 
     table = tmp_path / "vectors.parquet"
     assert saccade("embed", out, "--data", pictures, "--out", table) == 0
-    assert saccade("search", table, "train/0", "--top", 3) == 0
+    first, *_ = pq.read_table(table)["path"].to_pylist()
+    capsys.readouterr()
+    assert saccade("search", table, first, "--top", 3) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
     target = tmp_path / "state.safetensors"
     args = ["export", out, "--format", "state-dict", "--out", target, "--data", pictures]
     assert saccade(*args) == 0
@@ -85,15 +89,21 @@ def test_run_json_runs_again_to_the_same_weights(pictures, tmp_path):
 
 
 def test_two_ranks_train_through_the_command_line(pictures, tmp_path):
-    args = ["pretrain", pictures, "--method", "simclr", *TINY, "--steps", 3]
-    for devices in (1, 2):
-        out = tmp_path / str(devices)
-        subprocess_saccade("-m", "saccade", *map(str, args), "--devices", str(devices), "--out", str(out))
-    losses = [
-        [json.loads(line).get("loss") for line in (tmp_path / d / "metrics.jsonl").open()]
+    unlabelled = tmp_path / "unlabelled.npz"
+    with np.load(pictures) as arrays:
+        np.savez(unlabelled, x=arrays["x"])
+    args = ["pretrain", unlabelled, "--method", "simclr", *TINY, "--steps", 3, "--out"]
+    assert saccade(*args, tmp_path / "1") == 0
+    done = subprocess_saccade("-m", "saccade", *map(str, [*args, tmp_path / "2"]), "--devices", "2")
+    assert "nothing is measured" in done.stderr
+    one, two = (
+        [
+            json.loads(line)["loss"]
+            for line in (tmp_path / d / "metrics.jsonl").read_text().splitlines()
+        ]
         for d in ("1", "2")
-    ]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    )
+    assert one == pytest.approx(two, abs=1e-4)
 
 
 @pytest.fixture
@@ -126,7 +136,14 @@ def wrong(pictures, tmp_path):
         "missing weights": ["evaluate", tmp_path / "none.pth", "--data", pictures],
         "batch larger than data": [*good, "--batch-size", "4096"],
         "bad device": [*good, "--devices", "3"],
-        "unknown protocol": ["evaluate", "random:resnet10_w16", "--data", pictures, "--protocol", "nkk"],
+        "unknown protocol": [
+            "evaluate",
+            "random:resnet10_w16",
+            "--data",
+            pictures,
+            "--protocol",
+            "nkk",
+        ],
         "unknown list": ["list", "method"],
     }
 

@@ -57,9 +57,9 @@ def test_t_quantile_is_the_printed_one(freedom, quantile):
 
 
 def test_t_interval_holds_the_mean_as_often_as_it_says():
-    draws = torch.randn(2000, 3, generator=torch.Generator().manual_seed(0)).tolist()
+    draws = torch.randn(400, 3, generator=torch.Generator().manual_seed(0)).tolist()
     found = [over_seeds(row) for row in draws]
-    assert np.mean([f.low < 0 < f.high for f in found]) == pytest.approx(0.95, abs=0.015)
+    assert np.mean([f.low < 0 < f.high for f in found]) == pytest.approx(0.95, abs=0.03)
 
 
 def test_one_seed_has_no_interval():

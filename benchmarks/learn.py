@@ -1,0 +1,243 @@
+"""Does pretraining learn? Each method on CIFAR-10, seed by seed, beside its own random weights.
+
+    python benchmarks/learn.py cifar10.npz --json benchmarks/results/learn.json
+
+The npz holds x, y, xt, yt: uint8 [N, 32, 32, 3] and labels in the official order. Every arm goes
+through the product's command line: `saccade pretrain`, then `saccade evaluate` of the encoder as it
+was before training (`initial`) and after. The bank of neighbors, and the training set of a linear
+probe, is the pictures that the run trained on; the test pictures are all 10,000. Baselines need no
+network. A run that stands in the JSON file is not run again, so a stopped benchmark goes on.
+
+Accuracies are fractions; `low` and `high` end 95 % intervals: by bootstrap over test pictures
+within a run (gains are paired over them), by Student's t over seeds in `summary`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from saccade import evals
+from saccade.bench import machine, versions
+from saccade.data.source import open_source
+from saccade.evals.interval import over_seeds
+from saccade.evals.results import Result, read_results, write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """How one method is pretrained and measured; `sets` are `--set`s over its recipe `small`."""
+
+    backbone: str
+    epochs: int
+    batch_size: int
+    protocols: tuple[str, ...] = ("knn-dino",)
+    headline: str = "knn-dino"
+    wanted: float = 0.12  # gain in accuracy over random weights
+    sets: tuple[str, ...] = ()
+
+
+ARMS = {
+    "simclr": Arm(
+        backbone="resnet10_w32",
+        epochs=30,
+        batch_size=256,
+        sets=("optim.name=sgd", "optim.lr=0.06", "optim.weight_decay=0.0005"),
+    ),
+    "moco": Arm(
+        backbone="resnet10_w32",
+        epochs=30,
+        batch_size=128,
+        sets=("method.hidden=512", "method.symmetric=true", "optim.lr=0.06"),
+    ),
+    "dino": Arm(
+        backbone="resnet10_w32",
+        epochs=30,
+        batch_size=128,
+        sets=("method.prototypes=1024", "method.momentum=0.99"),
+    ),
+    "mae": Arm(
+        backbone="vit_nano_patch4_32",
+        epochs=60,
+        batch_size=256,
+        protocols=("knn-dino", "linear-moco", "linear-dino", "linear-mae"),
+        headline="linear-dino",
+        wanted=0.08,
+    ),
+}
+PICTURES = 10_000  # of training
+WORKERS = 2
+
+
+def main(arguments: Sequence[str]) -> None:
+    args = parse(arguments)
+    report = begin(args)
+    with tempfile.TemporaryDirectory() as scratch:
+        runs = args.runs or Path(scratch)
+        for method in args.methods.split(","):
+            for seed in map(int, args.seeds.split(",")):
+                if not done(report, method, seed):
+                    report["runs"].append(run(args, method, seed, runs / f"{method}-{seed}"))
+                    report["summary"] = summarize(report["runs"])
+                    write_json(args.json, report)
+    show(report)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("data", help="CIFAR-10 as npz")
+    parser.add_argument("--json", type=Path, required=True, help="the report; goes on if it exists")
+    parser.add_argument("--methods", default=",".join(ARMS))
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--pictures", type=int, default=PICTURES, help="training pictures")
+    parser.add_argument("--epochs", type=int, default=0, help="0: as in ARMS")
+    parser.add_argument("--runs", type=Path, help="keep the run folders here")
+    args = parser.parse_args(arguments)
+    if strange := sorted(set(args.methods.split(",")) - set(ARMS)):
+        parser.error(f"unknown method {strange[0]}; choose from {', '.join(ARMS)}")
+    return args
+
+
+def begin(args: argparse.Namespace) -> dict[str, Any]:
+    """The report so far, or a new one with its baselines."""
+    settings = {"pictures": args.pictures, "epochs": args.epochs}
+    if args.json.exists():
+        report = json.loads(args.json.read_text())
+        if report["settings"] != settings:
+            sys.exit(
+                f"{args.json} was begun with {report['settings']}, not {settings}; choose another"
+            )
+        return report
+    train = open_source(f"cifar10:{args.data}", split="train", limit=args.pictures)
+    test = open_source(f"cifar10:{args.data}", split="test")
+    report = {
+        "bench": "learn",
+        "command": f"python benchmarks/learn.py cifar10.npz --json {args.json.name} "
+        f"--methods {args.methods} --seeds {args.seeds} --pictures {args.pictures} "
+        f"--epochs {args.epochs}",
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        "versions": versions(),
+        "settings": settings,
+        "baselines": [r.to_dict() for r in evals.trivial(train, test, threads=WORKERS)],
+        "runs": [],
+        "summary": {},
+    }
+    write_json(args.json, report)
+    return report
+
+
+def done(report: dict[str, Any], method: str, seed: int) -> bool:
+    return any((r["method"], r["seed"]) == (method, seed) for r in report["runs"])
+
+
+def run(args: argparse.Namespace, method: str, seed: int, out: Path) -> dict[str, Any]:
+    """Pretrain once and measure before and after."""
+    arm = ARMS[method]
+    pretrain = [
+        *("pretrain", f"cifar10:{args.data}", "--method", method, "--recipe", "small"),
+        *("--backbone", arm.backbone, "--epochs", str(args.epochs or arm.epochs)),
+        *("--batch-size", str(arm.batch_size), "--seed", str(seed), "--workers", str(WORKERS)),
+        *("--out", str(out), "--resume"),
+        *(word for s in (f"limit={args.pictures}", *arm.sets) for word in ("--set", s)),
+    ]
+    began = time.perf_counter()
+    saccade(pretrain)
+    seconds = time.perf_counter() - began
+    before, after = (evaluate(args, arm, seed, out / folder) for folder in ("initial", "backbone"))
+    gains = {
+        f"{a.protocol} {a.metric}": asdict(evals.gain(a, b))
+        for a, b in zip(before, after, strict=True)
+    }
+    return {
+        "method": method,
+        "seed": seed,
+        "command": "saccade " + plain(pretrain, args.data, out),
+        "arm": asdict(arm),
+        "seconds": seconds,
+        "random": [r.to_dict() for r in before],
+        "pretrained": [r.to_dict() for r in after],
+        "gains": gains,
+    }
+
+
+def evaluate(args: argparse.Namespace, arm: Arm, seed: int, weights: Path) -> list[Result]:
+    file = weights.with_suffix(".json")
+    saccade(
+        [
+            *("evaluate", str(weights), "--data", f"cifar10:{args.data}"),
+            *("--protocol", ",".join(arm.protocols), "--limit", str(args.pictures)),
+            *("--seed", str(seed), "--workers", str(WORKERS), "--json", str(file)),
+        ]
+    )
+    return [Result(**{**r.to_dict(), "model": weights.name}) for r in read_results(file)]
+
+
+def saccade(words: list[str]) -> None:
+    ended = subprocess.run([sys.executable, "-m", "saccade", *words])
+    if ended.returncode:
+        sys.exit(f"saccade {words[0]} ended with {ended.returncode}")
+
+
+def plain(words: list[str], data: str, out: Path) -> str:
+    """The command without this machine's paths."""
+    return " ".join(words).replace(data, "cifar10.npz").replace(str(out), f"runs/{out.name}")
+
+
+def summarize(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean over seeds of each method's accuracies and gains, with t-intervals from two seeds on."""
+    summary: dict[str, Any] = {}
+    for method in dict.fromkeys(r["method"] for r in runs):
+        mine = [r for r in runs if r["method"] == method]
+        arm = mine[0]["arm"]
+        figures = {}
+        for i, figure in enumerate(mine[0]["gains"]):
+            figures[figure] = {
+                "random": mean([r["random"][i]["value"] for r in mine]),
+                "pretrained": mean([r["pretrained"][i]["value"] for r in mine]),
+                "gain": mean([r["gains"][figure]["value"] for r in mine]),
+            }
+        headline = next(f for f in figures if f.startswith(arm["headline"]))
+        summary[method] = {
+            "seeds": [r["seed"] for r in mine],
+            "headline": headline,
+            "wanted": arm["wanted"],
+            "smallest_gain": min(r["gains"][headline]["value"] for r in mine),
+            "figures": figures,
+        }
+    return summary
+
+
+def mean(values: list[float]) -> dict[str, float]:
+    return asdict(over_seeds(values)) if len(values) > 1 else {"value": values[0]}
+
+
+def show(report: dict[str, Any]) -> None:
+    for r in report["baselines"]:
+        print(f"{r['protocol']:32} {100 * r['value']:5.1f} %")
+    for method, found in report["summary"].items():
+        figure = found["figures"][found["headline"]]
+        before, after = (100 * figure[arm]["value"] for arm in ("random", "pretrained"))
+        print(
+            f"{method + ', ' + found['headline']:32} {before:5.1f} % -> {after:5.1f} %"
+            f"  gain {percent(figure['gain'])}, smallest {100 * found['smallest_gain']:+.1f},"
+            f" wanted {100 * found['wanted']:+.0f}"
+        )
+
+
+def percent(interval: dict[str, float]) -> str:
+    ends = [f"{100 * interval[e]:+.1f}" for e in ("low", "high") if e in interval]
+    return f"{100 * interval['value']:+.1f}" + (f" ({' to '.join(ends)})" if ends else "")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
