@@ -71,7 +71,9 @@ def run_step(
             f"setting method: no bench for {method!r}; choose from {', '.join(PASSES)}"
         )
     torch.manual_seed(0)
-    name = BackboneConfig(name=backbone, image_size=image_size)
+    convolutional = not backbone.startswith("vit")  # the paper's stem, as lightly's users train it
+    stem = "paper" if convolutional else "auto"
+    name = BackboneConfig(name=backbone, image_size=image_size, stem=stem)
     cfg, encoder = fitted(method, name), backbones.create(name)
     if method == "mae" and not isinstance(encoder, PatchBackbone):
         raise ValueError(
@@ -280,3 +282,23 @@ def _lightly_moco(cfg: Any, encoder: Backbone, images: list[Tensor]) -> Work:
         optimizer.step()
 
     return work
+
+
+def show(found: dict[str, Any]) -> None:
+    """Medians of every arm and ratios between them, as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    settings = found["settings"]
+    view = Table(
+        title=f"one {settings['method']} step, {settings['backbone']}, "
+        f"{settings['image_size']} px, batch {settings['batch_size']}",
+        caption=f"medians of {settings['rounds']} interleaved rounds, between quartiles",
+    )
+    for name in ("what", "median", "quartiles"):
+        view.add_column(name, justify="left" if name == "what" else "right")
+    for unit, rows in ((" s", found["arms"]), ("", found["ratios"])):
+        for name, row in rows.items():
+            quartiles = f"{row['low']:.3f} to {row['high']:.3f}"
+            view.add_row(name, f"{row['median']:.3f}{unit}", quartiles)
+    Console().print(view)

@@ -74,7 +74,7 @@ def _set(cfg: Any, path: list[str], text: str, where: str) -> Any:
         if not name.isdigit() or int(name) >= len(cfg):
             raise ValueError(f"setting {full}: choose an index below {len(cfg)}")
         kind, old = type(cfg[int(name)]), cfg[int(name)]
-    elif is_dataclass(cfg):
+    elif is_dataclass(cfg) and not isinstance(cfg, type):
         _known(_hints(type(cfg)), name, where)
         kind, old = _hints(type(cfg))[name], getattr(cfg, name)
     else:
@@ -89,7 +89,7 @@ def _set(cfg: Any, path: list[str], text: str, where: str) -> Any:
         new = _value(kind, text if kind is str else _parse(text), full)
     if isinstance(cfg, tuple):
         return (*cfg[: int(name)], new, *cfg[int(name) + 1 :])
-    return replace(cfg, **{name: new})
+    return replace(cfg, **{name: new})  # pyright: ignore[reportArgumentType]
 
 
 @cache

@@ -57,5 +57,5 @@ def _recipe_names(path: Path) -> list[str]:
         if isinstance(target, ast.Name) and target.id == "RECIPES":
             assert isinstance(node, (ast.Assign, ast.AnnAssign))
             assert isinstance(node.value, ast.Dict)
-            return [k.value for k in node.value.keys if isinstance(k, ast.Constant)]
+            return [str(k.value) for k in node.value.keys if isinstance(k, ast.Constant)]
     return []

@@ -114,7 +114,8 @@ def clip(params: Iterable[nn.Parameter], most: float, by: str) -> Tensor:
     if by == "all":
         return nn.utils.clip_grad_norm_(params, most or float("inf"))
     grads = [p.grad for p in params if p.grad is not None]
-    norms = torch.stack(torch._foreach_norm(grads))  # [P]
+    norms = torch.stack(torch._foreach_norm(grads))  # pyright: ignore[reportPrivateImportUsage]
     if most:
-        torch._foreach_mul_(grads, list((most / (norms + 1e-6)).clamp(max=1.0).unbind()))
+        scales = (most / (norms + 1e-6)).clamp(max=1.0).unbind()
+        torch._foreach_mul_(grads, list(scales))  # pyright: ignore[reportPrivateImportUsage]
     return norms.norm()

@@ -33,7 +33,7 @@ def lr_at(optim: Optim, batch_size: int, step: int, steps: int, epoch_steps: int
 
 def weight_decay_at(optim: Optim, progress: float) -> float:
     """Weight decay of a step: a number, or half a cosine between two."""
-    if isinstance(optim.weight_decay, float):
+    if not isinstance(optim.weight_decay, tuple):
         return optim.weight_decay
     start, end = optim.weight_decay
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
