@@ -27,7 +27,7 @@ TINY = {
     "simclr": ["method.hidden=32", "method.dim=16"],
     "moco": ["method.queue_size=128", "method.dim=16", "method.splits=1"],
     "dino": ["method.hidden=32", "method.bottleneck=16", "method.prototypes=64"],
-    "mae": ["method.dim=32", "method.depth=1", "method.heads=2"],
+    "mae": ["method.decoder_dim=32", "method.decoder_depth=1", "method.decoder_heads=2"],
 }
 
 

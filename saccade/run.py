@@ -104,6 +104,6 @@ def assemble(
     elif not method:
         raise ValueError(f"setting method is missing; choose from {', '.join(methods.names())}")
     else:
-        default = "small" if flags.get("data") else "demo"
+        default = "paper" if flags.get("data") else "demo"
         base = from_recipe(method, recipe or default)
     return config_.override(base, *(f"{k}={v}" for k, v in flags.items()), *sets)

@@ -5,7 +5,8 @@ Caron et al. 2021, arXiv:2104.14294. The teacher sees the two global crops, the 
     loss = 1/(2V - 2) sum_{q in globals} sum_{v != q} mean over images of H(P_q, S_v).
 The teacher is a moving average of the student's parameters, without stochastic depth and with batch
 statistics of its own passes; it is what you keep. The center c is the running mean of raw teacher
-logits of all ranks, moved after the loss. Heads have no batch norm.
+logits of all ranks, moved after the loss. Heads have no batch norm
+for transformers; `batch_norm_in_head` brings the official option for convolutional encoders.
 The paper clips each tensor's gradient apart (`optim.clip_by`), and decays whatever has two or more
 axes, prototype gains included. Local crops are smaller: a transformer resamples its positions.
 """
@@ -33,16 +34,22 @@ class Head(nn.Module):
     """Three layers, then cosines between the bottleneck and K prototypes, each times its gain."""
 
     def __init__(
-        self, dim: int, hidden: int, bottleneck: int, prototypes: int, *, train_gain: bool
+        self,
+        dim: int,
+        hidden: int,
+        bottleneck: int,
+        prototypes: int,
+        *,
+        train_gain: bool,
+        batch_norm: bool,
     ) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(dim, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, bottleneck),
-        )
+        layers: list[nn.Module] = []
+        for width in (dim, hidden):
+            layers += [nn.Linear(width, hidden)]
+            layers += [nn.BatchNorm1d(hidden)] if batch_norm else []
+            layers += [nn.GELU()]
+        self.mlp = nn.Sequential(*layers, nn.Linear(hidden, bottleneck))
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
@@ -64,6 +71,7 @@ class DINO(Method[Backbone]):
         bottleneck: int = 256
         prototypes: int = 65536
         norm_last_layer: bool = True  # gains stay 1, so that logits are cosines: more stable
+        batch_norm_in_head: bool = False  # for convolutional encoders
         student_temperature: float = 0.1
         teacher_temperature: float = 0.04
         warmup_teacher_temperature: float = 0.04
@@ -89,6 +97,7 @@ class DINO(Method[Backbone]):
             cfg.bottleneck,
             cfg.prototypes,
             train_gain=not cfg.norm_last_layer,
+            batch_norm=cfg.batch_norm_in_head,
         )
         self.teacher = Ema(encoder)
         without_drop_path(self.teacher)

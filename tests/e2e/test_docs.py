@@ -1,0 +1,56 @@
+"""Every `saccade` command in the README and the docs runs, in the small."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from saccade import cli
+
+ROOT = Path(__file__).parents[2]
+BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
+SMALL = ["--steps", "2", "--batch-size", "4", "--set", "engine.knn_every=0"]
+WIDTHS = {"dino": ["--set", "method.prototypes=64"]}
+
+
+def commands(path):
+    """Arguments of each `saccade` command in a file's shell blocks, in order."""
+    lines = "".join(BLOCK.findall(path.read_text())).splitlines()
+    parts = [part.strip() for line in lines for part in line.split("&&")]
+    return [shlex.split(p)[1:] for p in parts if shlex.split(p)[0].endswith("saccade")]
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """A folder as the docs assume it: photos, and labelled pictures with two classes."""
+    g = np.random.default_rng(0)
+    for folder in ("photos", *(f"labelled/{s}/{c}" for s in ("train", "test") for c in "ab")):
+        (tmp_path / folder).mkdir(parents=True)
+        for i in range(12):
+            x = g.integers(0, 256, (8, 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+            Image.fromarray(x).save(tmp_path / folder / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["README.md", "docs/guide.md"])
+def test_every_command_runs(name, desk):
+    found = commands(ROOT / name)
+    assert len(found) >= 4
+    for args in found:
+        if args[0] == "pretrain" and "--method" in args:
+            method = args[args.index("--method") + 1]
+            args = [*args, *SMALL, *WIDTHS.get(method, [])]
+        code = cli.guarded(lambda args=args: cli.app(args, standalone_mode=False))
+        assert code == 0, " ".join(args)
+
+
+def test_the_readme_says_how_to_run_the_tests():
+    text = (ROOT / "README.md").read_text()
+    block = text.split("<!-- test command -->")[1].split("```")[1]
+    assert "pytest" in block
+    assert ".[dev]" in block
