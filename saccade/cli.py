@@ -37,7 +37,9 @@ def pretrain(
     data: Annotated[str, typer.Argument(help="Pictures; without it, the demo photographs.")] = "",
     method: Annotated[str, typer.Option(help="See `saccade list methods`.")] = "",
     backbone: Annotated[str, typer.Option(help="Any timm name; see `list backbones`.")] = "",
-    recipe: Annotated[str, typer.Option(help="demo (default without DATA), small (32 pixels), paper (default).")] = "",
+    recipe: Annotated[
+        str, typer.Option(help="demo (default without DATA), small (32 pixels), paper (default).")
+    ] = "",
     epochs: Annotated[int, typer.Option(min=0, help="0 takes the recipe's.")] = 0,
     steps: Annotated[int, typer.Option(min=0, help="Instead of epochs.")] = 0,
     batch_size: Annotated[int, typer.Option(min=0, help="Global, over all devices.")] = 0,

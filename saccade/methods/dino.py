@@ -41,7 +41,7 @@ class Head(nn.Module):
         prototypes: int,
         *,
         train_gain: bool,
-        batch_norm: bool,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []

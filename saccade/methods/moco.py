@@ -62,6 +62,7 @@ class MoCo(Method[Backbone]):
         self.key_encoder = Ema(self.encoder)
         self.key_projector = Ema(self.projector)
         self.queue = Queue(cfg.queue_size, cfg.dim)
+        self.fresh: Tensor | None = None  # keys of this step: they join the queue after its update
 
     def forward(self, batch: Views, clock: Clock) -> Step:
         a, b = batch.images
@@ -71,7 +72,7 @@ class MoCo(Method[Backbone]):
         if self.cfg.symmetric:
             other, more = self.contrast(b, a, order)
             loss, keys = loss + other.loss, torch.cat([more, keys])
-        self.queue.push(keys)  # after the logits: or each key would be its own negative
+        self.fresh = keys
         return Step(loss, step.logs, step.features)
 
     def contrast(
@@ -83,19 +84,26 @@ class MoCo(Method[Backbone]):
         q = F.normalize(self.projector(h).float(), dim=-1)  # [B, D]
         keys = unshuffle(self.key(shuffle(x_k, order)), order)  # [N, D]
         k = keys[mine(len(q))]  # [B, D]
-        positive = (q * k).sum(-1, keepdim=True)  # [B, 1]
-        # a copy: the queue moves on before the backward pass
-        logits = torch.cat([positive, similarity(q, self.queue.rows.clone())], 1) / t  # [B, 1 + K]
-        loss = F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
-        hits = logits.detach().argmax(1) == 0
-        logs = {"accuracy": hits.float().mean(), "positive": positive.detach().mean()}
+        positive = (q * k).sum(-1) / t  # [B]
+        negative = similarity(q / t, self.queue.rows)  # [B, K]
+        # minus log of the softmax of [positive | negative], without building that table
+        loss = (torch.logaddexp(positive, negative.logsumexp(1)) - positive).mean()
+        hits = positive.detach() > negative.detach().amax(1)
+        logs = {"accuracy": hits.float().mean(), "positive": t * positive.detach().mean()}
         return Step(loss, logs, h.detach()), keys
 
     @torch.no_grad()
     def key(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b d"]:
         return F.normalize(self.key_projector(self.key_encoder(x)).float(), dim=-1)
 
+    def enqueue(self) -> None:
+        """Move this step's keys into the queue: after its backward pass, which reads the queue."""
+        if self.fresh is not None:
+            self.queue.push(self.fresh)
+            self.fresh = None
+
     def after_update(self, clock: Clock) -> None:
+        self.enqueue()
         self.key_encoder.update(self.encoder, self.cfg.momentum)
         self.key_projector.update(self.projector, self.cfg.momentum)
 

@@ -26,11 +26,13 @@ def test_loss_and_center_equal_lightlys_over_the_warm_up_of_the_temperature():
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
-def test_head_equals_lightlys():
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_head_equals_lightlys(batch_norm):
     torch.manual_seed(0)
-    ours = Head(16, 32, 8, 20, train_gain=False)
-    theirs = DINOProjectionHead(16, 32, 8, 20, batch_norm=False, norm_last_layer=True)
-    theirs.layers.load_state_dict(ours.mlp.state_dict())
+    ours = Head(16, 32, 8, 20, train_gain=False, batch_norm=batch_norm)
+    theirs = DINOProjectionHead(16, 32, 8, 20, batch_norm=batch_norm, norm_last_layer=True)
+    state = ours.mlp.state_dict()  # ours keeps the official biases in front of a norm: zero here
+    theirs.layers.load_state_dict({k: state[k] for k in theirs.layers.state_dict()})
     theirs.last_layer.weight_v.data.copy_(ours.prototypes.data)
     x = torch.randn(10, 16)
     torch.testing.assert_close(ours(x), theirs(x))

@@ -51,6 +51,7 @@ def test_symmetric_adds_both_directions_over_one_queue_and_pushes_both_views():
     queue = task.queue.rows.clone()
     want = by_loops(a, b, queue, 0.2) + by_loops(b, a, queue, 0.2)
     assert task(views(a, b), CLOCK).loss.item() == pytest.approx(want, rel=1e-5)
+    task.enqueue()
     keys = F.normalize(torch.cat([a, b]).flatten(1), dim=1)
     torch.testing.assert_close(task.queue.rows, keys)
 
@@ -78,6 +79,7 @@ def test_keys_of_a_batch_are_no_negatives_of_that_batch_but_of_the_next():
     a, b = torch.randn(2, 4, 3, 2, 2).unbind()
     task = moco()
     first = task(views(a, b), CLOCK).loss
+    task.enqueue()
     again = task(views(a, b), CLOCK).loss
     queue = task.queue.rows.clone()
     assert again.item() > first.item()
@@ -176,7 +178,7 @@ def test_v1_recipe_jitters_after_graying_and_stronger_in_hue():
 
 def test_a_queue_that_the_batch_does_not_divide_is_refused():
     with pytest.raises(ValueError, match=r"method\.queue_size: 32 is not a multiple of the 6"):
-        build("moco")(noise(b=6), CLOCK)
+        train(build("moco"), [noise(b=6)])
 
 
 def test_another_number_of_views_is_refused():
