@@ -13,6 +13,7 @@ from . import bench, embedding, evals, exports, pretraining, weights
 from .data.plain import pictures
 from .data.source import open_source
 from .engine import distributed
+from .engine.log import counter
 from .evals.results import Result, write_json
 from .run import Run
 
@@ -44,6 +45,7 @@ def measure(run: Run, out: Path) -> list[Result]:
     if test is None or train.labels is None or test.labels is None:
         _say("no labels, so nothing is measured; give --eval-data to see what was learned")
         return []
+    _say(f"measuring on {len(test)} labelled test pictures, with {len(train)} to learn from")
     results = evals.trivial(train, test, threads=run.engine.workers, seed=run.seed)
     protocols = ["knn-dino", "linear-dino"] if run.name == "mae" else ["knn-dino"]
     for name, folder in (("random weights", "initial"), ("after pretraining", "backbone")):
@@ -57,6 +59,7 @@ def measure(run: Run, out: Path) -> list[Result]:
             name=name,
             threads=run.engine.workers,
             seed=run.seed,
+            progress=counter(f"features, {name}"),
         )
     evals.write_results(out / RESULTS, results, {"run": str(out), "data": run.data})
     _show(headlines(results), f"{run.name} on {run.data}: test accuracy")
@@ -101,6 +104,7 @@ def run_evaluate(
         name=name,
         threads=workers,
         seed=seed,
+        progress=counter("features"),
     )
     extra = {"weights": name, "data": data, "eval_data": eval_data, "limit": limit}
     if json_out == "-":
@@ -122,7 +126,9 @@ def run_embed(
     source = open_source(data, split=split, channels=loaded.config.channels)  # type: ignore[arg-type]
     preprocess = evals.preprocess_for(loaded.backbone, loaded.normalize)
     model = loaded.backbone.to(distributed.device())
-    report = embedding.embed(model, source, preprocess, out, name=name, threads=workers)
+    report = embedding.embed(
+        model, source, preprocess, out, name=name, threads=workers, progress=counter("embedded")
+    )
     _say(f"{report.rows} pictures of {report.dim} numbers in {out}; {report.skipped} unreadable")
 
 

@@ -23,6 +23,7 @@ from .data.source import Source, open_source
 from .engine import distributed
 from .engine.fit import Ended, fit
 from .engine.health import Health
+from .engine.log import counter
 from .engine.probe import OnlineKnn
 from .nn import dist, norm
 from .run import Run
@@ -132,7 +133,9 @@ def sources(run: Run) -> tuple[Source, Source | None, list[Bad]]:
     channels = run.backbone.channels
     source = open_source(run.data, split="train", channels=channels, limit=run.limit)
     budget = int(run.engine.memory_gb * 2**30)
-    train, bad = in_memory(source, budget=budget, threads=run.engine.workers)
+    train, bad = in_memory(
+        source, budget=budget, threads=run.engine.workers, progress=counter("reading pictures")
+    )
     return train, _test(run, channels), bad
 
 

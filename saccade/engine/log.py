@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,22 @@ class Rate:
             "images_per_second": (images - before[2]) * per,
         }
         return speed, min((wait - before[3]) * per, 1.0)
+
+
+def counter(what: str) -> Callable[[int, int], None]:
+    """Progress of long work as one line on a terminal: told how many of how many are done."""
+    last = 0.0
+
+    def told(done: int, total: int) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        if sys.stderr.isatty() and (now - last > 0.2 or done == total):
+            last = now
+            print(f"\rsaccade: {what} {done}/{total}", end="", file=sys.stderr, flush=True)
+            if done == total:
+                print(file=sys.stderr)
+
+    return told
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

@@ -30,7 +30,11 @@ class OnlineKnn:
         batch_size: int,
         threads: int,
     ) -> None:
-        self.sets = [(bank, _spread(len(bank), BANK)), (queries, _spread(len(queries), QUERIES))]
+        own = _numbers(bank.classes, queries.classes)
+        self.sets = [
+            (bank, _spread(bank, BANK), np.arange(len(bank.classes))),
+            (queries, _spread(queries, QUERIES), own),
+        ]
         self.size, self.normalize = size, normalize
         self.batch_size, self.threads = batch_size, threads
 
@@ -46,7 +50,7 @@ class OnlineKnn:
         return (votes.argmax(1) == truth).float().mean().item()
 
     def _features(
-        self, backbone: Backbone, source: Source, indices: np.ndarray
+        self, backbone: Backbone, source: Source, indices: np.ndarray, numbers: np.ndarray
     ) -> tuple[Tensor, Tensor]:
         device = next(backbone.parameters()).device
         resize = self.size if self.size <= 64 else round(self.size * 256 / 224)
@@ -64,9 +68,22 @@ class OnlineKnn:
             vectors.append(F.normalize(backbone(x.to(device)).float(), dim=-1).cpu())
             rows.append(index)
         assert source.labels is not None
-        return torch.cat(vectors), torch.from_numpy(source.labels)[torch.cat(rows)]
+        return torch.cat(vectors), torch.from_numpy(numbers[source.labels[torch.cat(rows).numpy()]])
 
 
-def _spread(n: int, most: int) -> np.ndarray:
-    """At most `most` indices of n, evenly spaced."""
-    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(np.int64))
+def _spread(source: Source, most: int) -> np.ndarray:
+    """At most `most` labelled pictures, evenly spaced."""
+    assert source.labels is not None
+    rows = np.flatnonzero(source.labels >= 0)
+    n = len(rows)
+    return rows[np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(np.int64))]
+
+
+def _numbers(train: tuple[str, ...], test: tuple[str, ...]) -> np.ndarray:
+    """For each class of the test pictures its number among the training classes."""
+    if strange := sorted(set(test) - set(train)):
+        raise ValueError(
+            f"setting eval_data: class {strange[0]!r} is not among the classes of data; "
+            "give both the same class names"
+        )
+    return np.array([train.index(name) for name in test])

@@ -34,3 +34,14 @@ def test_a_report_holds_speed_and_waiting(tmp_path, capsys):
     assert last["images_per_second"] > 0
     assert last["data_wait"] == 0
     assert "rank 8.00" in capsys.readouterr().err
+
+
+def test_tensorboard_events_hold_the_scalars(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recorder = Recorder(tmp_path, 0, tensorboard=True, active=True)
+    recorder.step(Clock(0, 10, 5), {"loss": 2.5}, 8, 0.0)
+    recorder.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [e.value for e in events.Scalars("loss")] == [2.5]
