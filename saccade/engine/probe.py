@@ -63,7 +63,7 @@ class OnlineKnn:
             normalize=self.normalize,
             batch_size=self.batch_size,
             threads=self.threads,
-            indices=indices,
+            indices=indices.tolist(),
         ):
             vectors.append(F.normalize(backbone(x.to(device)).float(), dim=-1).cpu())
             rows.append(index)
