@@ -150,7 +150,7 @@ RECIPES = {
             decay_1d=False,
             schedule=Schedule(warmup_epochs=10.0),
         ),
-        epochs=200,
+        epochs=60,
         batch_size=128,
         source="ours: crops and flips only, as in the paper",
     ),
