@@ -110,7 +110,7 @@ def main() -> None:
     if args.json:
         found = {
             "what": "SIGKILL at random moments, resumed, compared bit by bit",
-            "command": "python " + " ".join(sys.argv),
+            "command": f"python benchmarks/kill.py --kills {args.kills} --json kill.json",
             "date": datetime.date.today().isoformat(),
             "machine": platform.platform(),
             "identical": identical,
