@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core import Backbone, Clock, Method, Step, View, Views
-from ..nn.dist import gather_frozen, rank
+from ..nn.dist import gather_frozen, rank, world
 from ..nn.functional import similarity
 from ..nn.norm import split
 from ..nn.parts import Ema, Queue, mlp
@@ -66,7 +66,9 @@ class MoCo(Method[Backbone]):
 
     def forward(self, batch: Views, clock: Clock) -> Step:
         a, b = batch.images
-        order = uniform(gather_frozen(batch.key), 1, "shuffle")[:, 0].argsort(stable=True)  # [N]
+        order = None  # where one batch has one set of statistics, shuffling changes nothing
+        if world() > 1 or self.cfg.splits > 1:
+            order = uniform(gather_frozen(batch.key), 1, "shuffle")[:, 0].argsort(stable=True)
         step, keys = self.contrast(a, b, order)
         loss = step.loss
         if self.cfg.symmetric:
@@ -76,13 +78,18 @@ class MoCo(Method[Backbone]):
         return Step(loss, step.logs, step.features)
 
     def contrast(
-        self, x_q: Float[Tensor, "b c H W"], x_k: Float[Tensor, "b c H W"], order: Int[Tensor, "n"]
+        self,
+        x_q: Float[Tensor, "b c H W"],
+        x_k: Float[Tensor, "b c H W"],
+        order: Int[Tensor, "n"] | None,
     ) -> tuple[Step, Float[Tensor, "n d"]]:
         """The loss of one direction, and the keys of all ranks."""
         t = self.cfg.temperature
         h = self.encoder(x_q)
         q = F.normalize(self.projector(h).float(), dim=-1)  # [B, D]
-        keys = unshuffle(self.key(shuffle(x_k, order)), order)  # [N, D]
+        shuffled = x_k if order is None else shuffle(x_k, order)
+        keys = self.key(shuffled)  # [B, D]
+        keys = keys if order is None else unshuffle(keys, order)  # [N, D]
         k = keys[mine(len(q))]  # [B, D]
         positive = (q * k).sum(-1) / t  # [B]
         negative = similarity(q / t, self.queue.rows)  # [B, K]
