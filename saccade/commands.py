@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from . import bench, embedding, evals, exports, pretraining, weights
-from .data.plain import pictures
 from .data.source import open_source
 from .engine import distributed
 from .engine.log import counter
+from .evals.features import batches
 from .evals.results import Result, write_json
 from .run import Run
 
@@ -167,16 +167,7 @@ def pictures_for(loaded: weights.Loaded, data: str, n: int = 8) -> torch.Tensor:
     """The first pictures of a data set as the backbone wants them, [n, C, H, W]."""
     source = open_source(data, split="train", channels=loaded.config.channels, limit=n)
     preprocess = evals.preprocess_for(loaded.backbone, loaded.normalize)
-    batches = pictures(
-        source,
-        size=preprocess.size,
-        resize=preprocess.resize,
-        interpolation=preprocess.interpolation,
-        normalize=preprocess.normalize,
-        batch_size=n,
-        threads=1,
-    )
-    return torch.cat([x for x, _ in batches])
+    return torch.cat([x for x, _ in batches(loaded.backbone, source, preprocess, n, 1, [])])
 
 
 def _beside(name: str) -> Path | None:

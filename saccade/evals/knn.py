@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..nn.functional import knn_vote
 from .features import Data
 from .results import Score
 
@@ -71,5 +72,4 @@ def vote(
 ) -> Float[Tensor, "n c"]:
     """Weight of each class among the k nearest, in units of the nearest one's weight."""
     cosine, row = near[0][:, :k], near[1][:, :k]
-    weight = ((cosine - cosine[:, :1]) / temperature).exp()  # the shift cancels in the ranking
-    return weight.new_zeros(len(row), classes).scatter_add_(1, labels[row], weight)
+    return knn_vote(cosine, labels[row], classes=classes, temperature=temperature)

@@ -45,9 +45,17 @@ def knn_scores(
             f"setting k: {k} neighbors of a bank of {len(bank)}; choose 1..{len(bank)}"
         )
     cosine, nearest = similarity(query, bank).topk(k)  # [B, k]
+    return knn_vote(cosine, labels[nearest], classes=classes, temperature=temperature)
+
+
+@torch.no_grad()
+def knn_vote(
+    cosine: Float[Tensor, "b k"], labels: Int[Tensor, "b k"], *, classes: int, temperature: float
+) -> Float[Tensor, "b classes"]:
+    """Weight of each class among neighbors, nearest first, in units of the nearest one's weight."""
     # exp(1 / temperature) would overflow at low temperatures: one common factor per query is free
     votes = ((cosine - cosine[:, :1]) / temperature).exp()
-    return votes.new_zeros(len(query), classes).scatter_add_(1, labels[nearest], votes)
+    return votes.new_zeros(len(cosine), classes).scatter_add_(1, labels, votes)
 
 
 @torch.no_grad()
