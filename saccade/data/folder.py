@@ -7,10 +7,9 @@ import os
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64, UInt8
-from torch import Tensor
+from jaxtyping import Int64
 
-from . import decode
+from . import bands, decode
 from .source import Source, Split
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")
@@ -27,21 +26,17 @@ class Files(Source):
         self.channels = channels
         self.classes, self.labels = (), None
         self.split, self.skipped = "", 0
+        array = bool(names) and bands.is_array(self.stored(0))
+        self.wide = array or channels not in decode.MODES
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def read(self, i: int) -> UInt8[Tensor, "c h w"]:
-        return decode.decode(self._path(i), self.names[i], self.channels)
+    def stored(self, i: int) -> str:
+        return os.path.join(self.root, self.names[i])
 
     def name(self, i: int) -> str:
         return self.names[i]
-
-    def mode(self, i: int) -> str:
-        return decode.mode(self._path(i), self.names[i])
-
-    def _path(self, i: int) -> str:
-        return os.path.join(self.root, self.names[i])
 
 
 def from_folder(root: Path, split: Split, channels: int) -> Files:
@@ -98,10 +93,11 @@ def class_folders(base: Path) -> set[str]:
 def scan(root: Path) -> tuple[list[str], int]:
     """Relative paths of all that is called a picture, sorted, and the count of other files.
 
-    Hidden files are neither. A folder called x.png is listed: reading it says what is wrong.
-    Links are followed, but never into a folder they came from.
+    Hidden files are neither. Where nothing is called a picture, .npy files are the pictures.
+    A folder called x.png is listed: reading it says what is wrong. Links are followed, but never
+    into a folder they came from.
     """
-    found, others = [], 0
+    found, arrays, others = [], [], 0
     stack: list[tuple[str, tuple[str, ...]]] = [("", ())]
     while stack:
         folder, above = stack.pop()
@@ -114,9 +110,11 @@ def scan(root: Path) -> tuple[list[str], int]:
                 found.append(name)
             elif entry.is_dir():
                 stack.append((f"{name}/", (*above, real)))
+            elif name.endswith(".npy"):
+                arrays.append(name)
             else:
                 others += 1
-    return sorted(found), others
+    return (sorted(found), others + len(arrays)) if found else (sorted(arrays), others)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from .bad import Bad
@@ -19,24 +19,22 @@ class Memory(Source):
     """Pictures of another source, of which the first ones are held decoded."""
 
     def __init__(
-        self, source: Source, rows: Int64[np.ndarray, "m"], held: list[UInt8[Tensor, "c _ _"]]
+        self, source: Source, rows: Int64[np.ndarray, "m"], held: list[Shaped[Tensor, "c _ _"]]
     ) -> None:
         self.channels, self.classes = source.channels, source.classes
         self.split, self.skipped = source.split, source.skipped
+        self.wide = source.wide
         self.labels = None if source.labels is None else source.labels[rows]
         self.source, self.rows, self.held = source, rows, held
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def read(self, i: int) -> UInt8[Tensor, "c h w"]:
-        return self.held[i] if i < len(self.held) else self.source.read(int(self.rows[i]))
+    def stored(self, i: int) -> str | bytes | Shaped[Tensor, "k h w"]:
+        return self.held[i] if i < len(self.held) else self.source.stored(int(self.rows[i]))
 
     def name(self, i: int) -> str:
         return self.source.name(int(self.rows[i]))
-
-    def mode(self, i: int) -> str:
-        return self.source.mode(int(self.rows[i]))
 
 
 def in_memory(

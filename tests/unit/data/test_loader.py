@@ -28,16 +28,13 @@ class Flaky(Source):
     def __len__(self):
         return len(self.source)
 
-    def read(self, i):
+    def stored(self, i):
         if i % self.every == 0:
             raise BadPicture(self.name(i), "torn")
-        return self.source.read(i)
+        return self.source.stored(i)
 
     def name(self, i):
         return f"picture {i}"
-
-    def mode(self, i):
-        return "RGB"
 
 
 def loader(source, **options):
@@ -145,6 +142,14 @@ def test_bad_pictures_are_replaced_alike_by_every_loader(noise):
     assert_equal(again[1], next(second.batches(0, start=1)))
 
 
+def test_labels_are_those_of_the_pictures_also_of_replacements(noise):
+    source = Flaky(noise(15))
+    assert next(loader(source).batches(0)).labels is None
+    source.labels = source.source.labels
+    for batch in loader(source).batches(0):
+        assert torch.equal(batch.labels, batch.index % 5)
+
+
 def test_a_set_without_a_readable_picture_ends_the_run(noise):
     with pytest.raises(RunError, match=r"100 pictures in a row cannot be read, .*torn"):
         next(loader(Flaky(noise(9), every=1)).batches(0))
@@ -200,23 +205,18 @@ def test_settings_that_cannot_be_are_named(noise, options, says):
         loader(noise(20), **options)
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (
-            {},
-            r"saturation and hue need 3 channels, not 1; set views\.0\.strength=\[0\.4,0\.4,0,0\]",
-        ),
-        ({"strength": (0.4, 0.4, 0.0, 0.0)}, r"grayscale=0\.2 needs 3 channels, not 1"),
-    ],
-)
-def test_color_operations_need_three_channels(noise, change, says):
-    gray = Normalize(mean=(0.5,), std=(0.2,))
-    with pytest.raises(ValueError, match=says):
-        ViewLoader(noise(8, channels=1), (View(**change),), gray, batch_size=4, seed=0)
-    fine = View(size=16, strength=(0.4, 0.4, 0.0, 0.0), grayscale=0.0)
-    it = ViewLoader(noise(8, channels=1), (fine,), gray, batch_size=4, seed=0)
-    assert next(it.batches(0)).images[0].shape == (4, 1, 16, 16)
+@pytest.mark.parametrize("channels", [1, 4])
+def test_what_needs_rgb_is_skipped_for_other_channels(noise, channels):
+    plain = Normalize(mean=(0.5,) * channels, std=(0.2,) * channels)
+    source = noise(8, channels=channels)
+    full = View(size=16, strength=(0.4, 0.4, 0.4, 0.1), grayscale=1.0)
+    bare = View(size=16, strength=(0.4, 0.4, 0.0, 0.0), grayscale=0.0)
+    a, b = (
+        next(ViewLoader(source, (view,), plain, batch_size=4, seed=0).batches(0)).images[0]
+        for view in (full, bare)
+    )
+    assert a.shape == (4, channels, 16, 16)
+    assert a.equal(b)
 
 
 def test_normalization_needs_a_value_for_each_channel(noise):

@@ -44,8 +44,11 @@ def test_other_files_and_channel_counts_say_what_is_supported(tmp_path):
     (tmp_path / "x.zip").touch()
     with pytest.raises(ValueError, match=r"\.parquet or \.npz"):
         open_source(str(tmp_path / "x.zip"))
-    with pytest.raises(ValueError, match="choose 1, 3 or 4"):
-        open_source(str(tmp_path), channels=5)
+    with pytest.raises(ValueError, match="choose 1 or more"):
+        open_source(str(tmp_path), channels=0)
+    np.savez(tmp_path / "x.npz", x=np.zeros((2, 4, 4, 3), dtype=np.uint8))
+    with pytest.raises(ValueError, match=r"channels=5 is for folders and lists of TIFF and \.npy"):
+        open_source(str(tmp_path / "x.npz"), channels=5)
 
 
 @pytest.mark.slow

@@ -57,7 +57,7 @@ def test_memory_holds_few_row_groups_and_rereads_the_others(tmp_path, monkeypatc
     source = open_source(str(tmp_path / "x.parquet"), channels=1)
     for i in (0, 1, 2, 3, 4, 5, 0):
         assert np.array_equal(source.read(i)[0].numpy(), np.array(noise[i]))
-        assert len(source.held) <= 2
+        assert len(source.groups.held) <= 2
 
 
 def test_tables_that_hold_no_pictures_or_are_none_say_so(tmp_path):
