@@ -1,4 +1,4 @@
-"""Encoders by name: our small presets, and any ResNet, ViT, Swin or ConvNeXt of timm."""
+"""Encoders by name: our presets and families, and any ResNet, ViT, Swin or ConvNeXt of timm."""
 
 from __future__ import annotations
 
@@ -21,8 +21,14 @@ def summary(name: str) -> str:
     if name not in PRESETS:
         return "timm's own, for 224-pixel pictures"
     preset = PRESETS[name]
-    changes = ", ".join(f"{k}={v}" for k, v in preset.changes.items())
-    return f"for {preset.image_size}-pixel pictures: timm's {preset.timm} with {changes}"
+    changes = ", ".join(f"{k}={v}" for k, v in (preset.layers or preset.changes).items())
+    by = f"{preset.family}: " if preset.family else ""
+    return f"for {preset.image_size}-pixel pictures: timm's {preset.timm} with {by}{changes}"
+
+
+def family(name: str) -> str:
+    """The file here whose layers timm does not have, or "" where the network is timm's own."""
+    return PRESETS[name].family if name in PRESETS else ""
 
 
 def create(cfg: BackboneConfig) -> Backbone:

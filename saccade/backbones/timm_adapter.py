@@ -11,6 +11,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Literal
 
 import timm
@@ -24,7 +25,7 @@ from timm.models.resnet import ResNet
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from ..core import Backbone, PatchBackbone
+from ..core import Backbone, PatchBackbone, StagedBackbone
 from ..recipe import BackboneConfig
 from . import names
 from .presets import PRESETS
@@ -50,32 +51,79 @@ class Report:
 
     unexpected: tuple[str, ...] = ()  # in the state, not used
     resized: tuple[str, ...] = ()  # position tables fitted to this picture size
-    missing: tuple[str, ...] = ()  # batch counters only: anything else raises
+    missing: tuple[str, ...] = ()  # batch counters, and blocks added to timm's network
+    matched: int = 0  # keys taken
 
 
-class FeatureNet(Backbone):
-    """A network known by its last map: ResNet, ConvNeXt, Swin, and ViTs with rotary positions."""
+class StagedNet(StagedBackbone):
+    """ResNet, ConvNeXt and Swin."""
 
     net: Any  # timm's model
+    added: frozenset[str]  # state-dict keys of blocks that a trained network of timm can take in
 
-    def __init__(self, net: nn.Module, family: Family, cfg: BackboneConfig) -> None:
+    def __init__(
+        self, net: nn.Module, family: Family, cfg: BackboneConfig, added: frozenset[str]
+    ) -> None:
         super().__init__()
         self.net = net
+        self.added = added
         self.family = family
         self.dim = self.net.num_features
         self.channels = cfg.channels
         self.image_size = cfg.image_size
+        stages = self.net.feature_info[-4:]  # a ResNet's stem stands in front
+        self.widths = tuple(s["num_chs"] for s in stages)
+        shrunk = 4 if family == "resnet" and has_small_stem(cfg) else 1
+        self.strides = tuple(s["reduction"] // shrunk for s in stages)
+
+    def stem(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b d h w"]:
+        net = self.net
+        match self.family:
+            case "resnet":
+                return net.maxpool(net.act1(net.bn1(net.conv1(x))))
+            case "convnext":
+                return net.stem(x)
+            case _:
+                return net.patch_embed(x).permute(0, 3, 1, 2)  # [B, h, w, D] -> [B, D, h, w]
+
+    def stage(self, y: Float[Tensor, "b d h w"], i: int) -> Float[Tensor, "b e i j"]:
+        net = self.net
+        match self.family:
+            case "resnet":
+                return (net.layer1, net.layer2, net.layer3, net.layer4)[i](y)
+            case "convnext":
+                return net.stages[i](y)
+            case _:
+                return net.layers[i](y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def features(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b d h w"]:
         y = self.net.forward_features(x)
         if self.family == "convnext":
             return self.net.head.norm(y)
         if self.family == "swin":
-            return y.permute(0, 3, 1, 2)  # [B, h, w, D] -> [B, D, h, w]
-        if self.family == "vit":
-            y = self.net.fc_norm(y[:, self.net.num_prefix_tokens :])  # [B, N, D]
-            return y.mT.unflatten(2, self.net.patch_embed.dynamic_feat_size(x.shape[-2:]))
+            return y.permute(0, 3, 1, 2)
         return y
+
+    def forward(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b d"]:
+        return self.net(x)
+
+
+class FeatureNet(Backbone):
+    """A network known by its last map: ViTs with rotary positions."""
+
+    net: Any  # timm's model
+
+    def __init__(self, net: nn.Module, cfg: BackboneConfig) -> None:
+        super().__init__()
+        self.net = net
+        self.dim = self.net.num_features
+        self.channels = cfg.channels
+        self.image_size = cfg.image_size
+
+    def features(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b d h w"]:
+        y = self.net.forward_features(x)
+        y = self.net.fc_norm(y[:, self.net.num_prefix_tokens :])  # [B, N, D]
+        return y.mT.unflatten(2, self.net.patch_embed.dynamic_feat_size(x.shape[-2:]))
 
     def forward(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b d"]:
         return self.net(x)
@@ -104,10 +152,24 @@ class ViT(PatchBackbone):
                 f"{self.patch}; choose multiples of {self.patch}"
             )
         y = self.net.patch_embed(x)  # [B, h, w, D]
-        return y.flatten(1, 2) + self._positions((height // self.patch, width // self.patch))
+        return y.flatten(1, 2) + self.positions(height, width)
+
+    def positions(self, height: int, width: int) -> Float[Tensor, "1 n d"]:
+        grid, table = (height // self.patch, width // self.patch), self._table()[:, self.placed :]
+        if grid == tuple(self.grid):
+            return table
+        return resample_abs_pos_embed(table, list(grid), list(self.grid), num_prefix_tokens=0)
 
     def encode(self, tokens: Float[Tensor, "b m d"]) -> Float[Tensor, "b p d"]:
         return self._norm(self.net.blocks(self._prefixed(tokens)))
+
+    def encode_and_look(
+        self, tokens: Float[Tensor, "b m d"]
+    ) -> tuple[Float[Tensor, "b p d"], Float[Tensor, "b heads p"]]:
+        block = self._last_block()
+        y = self.net.blocks[:-1](self._prefixed(tokens))
+        q, k = self._queries_and_keys(block, y)
+        return self._norm(block(y)), (q[:, :, :1] @ k.mT).softmax(-1).squeeze(2)
 
     def features(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b d h w"]:
         y = self.encode(self.tokens(x))[:, self.prefix :]  # [B, N, D]
@@ -130,16 +192,10 @@ class ViT(PatchBackbone):
         return found
 
     def attention(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b heads p p"]:
-        block = self.net.blocks[-1]
-        if not (isinstance(block, Block) and type(block.attn) is Attention):
-            raise ValueError(
-                f"backbone: attention of {type(block).__name__} blocks cannot be read out; "
-                "choose a ViT with plain blocks, such as vit_small_patch16_224"
-            )
-        y = block.norm1(self.net.blocks[:-1](self._prefixed(self.tokens(x))))
-        a = block.attn  # timm's fused path keeps no weights: compute them again
-        q, k, _ = a.qkv(y).unflatten(-1, (3, a.num_heads, a.head_dim)).permute(2, 0, 3, 1, 4)
-        return (a.q_norm(q) * a.scale @ a.k_norm(k).mT).softmax(-1)
+        block = self._last_block()
+        y = self.net.blocks[:-1](self._prefixed(self.tokens(x)))
+        q, k = self._queries_and_keys(block, y)
+        return (q @ k.mT).softmax(-1)
 
     @torch.no_grad()
     def fix_positions(self, table: Float[Tensor, "n d"]) -> None:
@@ -147,6 +203,15 @@ class ViT(PatchBackbone):
         positions[:, : self.placed].zero_()
         positions[:, self.placed :] = table
         positions.requires_grad_(False)
+
+    def projection(self) -> nn.Module:
+        return self.net.patch_embed.proj
+
+    @property
+    def heads(self) -> int:
+        """Of the last block's attention."""
+        block: Any = self.net.blocks[-1]
+        return block.attn.num_heads
 
     @property
     def placed(self) -> int:
@@ -157,11 +222,24 @@ class ViT(PatchBackbone):
         assert self.net.pos_embed is not None  # `build` takes no others
         return self.net.pos_embed
 
-    def _positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 n d"]:
-        table = self._table()[:, self.placed :]
-        if grid == tuple(self.grid):
-            return table
-        return resample_abs_pos_embed(table, list(grid), list(self.grid), num_prefix_tokens=0)
+    def _last_block(self) -> Block:
+        block = self.net.blocks[-1]
+        if not (isinstance(block, Block) and type(block.attn) is Attention):
+            raise ValueError(
+                f"backbone: attention of {type(block).__name__} blocks cannot be read out; "
+                "choose a ViT with plain blocks, such as vit_small_patch16_224"
+            )
+        return block
+
+    def _queries_and_keys(
+        self, block: Block, y: Float[Tensor, "b p d"]
+    ) -> tuple[Float[Tensor, "b heads p e"], Float[Tensor, "b heads p e"]]:
+        """Of a block's attention, scaled: timm's fused path keeps no weights."""
+        a: Any = block.attn
+        q, k, _ = (
+            a.qkv(block.norm1(y)).unflatten(-1, (3, a.num_heads, a.head_dim)).permute(2, 0, 3, 1, 4)
+        )
+        return a.q_norm(q) * a.scale, a.k_norm(k)
 
     def _prefixed(self, tokens: Float[Tensor, "b m d"]) -> Float[Tensor, "b p d"]:
         net = self.net
@@ -201,10 +279,11 @@ def build(cfg: BackboneConfig, pretrained: bool = False) -> Backbone:
                 "leave stem at auto, or choose a ResNet"
             )
         _shrink_stem(net, cfg.channels)
+    added = _alter(net, cfg.name)
     if type(net) is VisionTransformer and type(net.patch_embed) is PatchEmbed:
         _check_grid(cfg, net)
         return ViT(net, cfg)
-    return FeatureNet(net, family, cfg)
+    return FeatureNet(net, cfg) if family == "vit" else StagedNet(net, family, cfg, added)
 
 
 def has_small_stem(cfg: BackboneConfig) -> bool:
@@ -224,7 +303,7 @@ def native_size(name: str) -> int:
 
 def timm_net(backbone: Backbone) -> nn.Module:
     """timm's model inside."""
-    if not isinstance(backbone, FeatureNet | ViT):
+    if not isinstance(backbone, FeatureNet | StagedNet | ViT):
         raise ValueError(f"backbone: {type(backbone).__name__} is not one of timm's networks")
     return backbone.net
 
@@ -244,7 +323,9 @@ def load_timm_state(backbone: Backbone, state: Mapping[str, Tensor]) -> Report:
         resized = ("pos_embed",) if fitted is not used["pos_embed"] else ()
         used["pos_embed"] = fitted
     missing = tuple(k for k in own if k not in used)
-    absent = [k for k in missing if not k.endswith("num_batches_tracked")]
+    new = backbone.added if isinstance(backbone, StagedNet) else frozenset()
+    new = new if new.isdisjoint(used) else frozenset()  # all of them, or none
+    absent = [k for k in missing if k not in new and not k.endswith("num_batches_tracked")]
     if absent:
         raise ValueError(f"weights: no {_some(absent)} for this backbone; is it the right one?")
     wrong = [
@@ -256,7 +337,7 @@ def load_timm_state(backbone: Backbone, state: Mapping[str, Tensor]) -> Report:
         raise ValueError(f"weights: {_some(wrong)}; is it the right backbone and image size?")
     net.load_state_dict(used, strict=not missing)
     unexpected = tuple(k for k in state if k not in own)
-    return Report(unexpected=unexpected, resized=resized, missing=missing)
+    return Report(unexpected=unexpected, resized=resized, missing=missing, matched=len(used))
 
 
 def _fit_positions(backbone: ViT, table: Float[Tensor, "1 m d"]) -> Float[Tensor, "1 n d"]:
@@ -295,6 +376,17 @@ def _check_grid(cfg: BackboneConfig, net: VisionTransformer) -> None:
             f"backbone.image_size={cfg.image_size} does not divide into patches of {patch}; "
             f"choose {near}"
         )
+
+
+def _alter(net: Any, name: str) -> frozenset[str]:
+    """Put in the layers of the family, if the preset has one; keys that only add to timm's."""
+    preset = PRESETS.get(name)
+    if preset is None or not preset.family:
+        return frozenset()
+    before = set(net.state_dict())
+    import_module(f".{preset.family}", __package__).alter(net, **preset.layers)
+    after = set(net.state_dict())
+    return frozenset(after - before) if before <= after else frozenset()
 
 
 def _shrink_stem(net: Any, channels: int) -> None:

@@ -1,0 +1,201 @@
+"""Feature pyramid transformer: every level of a pyramid attends to itself and to all others.
+
+Zhang et al. 2020, arXiv:2007.09451. Level l becomes a 3x3 convolution of the maps
+    [ x_l, self(x_l), grounding(x_l <- each coarser), rendering(x_l <- each finer) ],
+always one more than there are levels. Attention is a mixture of softmaxes over N parts of the
+channels, F_ij = sum_n pi_n softmax_j(s_n(q_in, k_jn)), pi = softmax_n(w_n . mean_j k_j):
+    self       s = q . k, all three from one level
+    grounding  s = -|q - k|^2, fine queries, coarse keys and values (`square` > 0: only a square
+               of that side around each query's place; what lies outside the map is left out)
+    rendering  conv( conv(x_coarse * mean x_fine) + downsampled x_fine ), no attention of pixels.
+This is the paper. Its repository does otherwise, and does not run: grounding by dot products over
+the number of keys, rendering with a ReLU at the end, one stride of 2 between any two levels
+(here a convolution of stride 2 for each level between), weights of the mixture from queries, and
+logits over the root of all channels, where the equation has no scale. DropBlock is left out, and
+so is norm: put one behind where batches are large enough. The paper's gain is over a
+bottom-up pyramid, not over FPN.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from .non_local import tokens
+
+Part = Literal["self", "grounding", "rendering"]
+ALL: tuple[Part, ...] = ("self", "grounding", "rendering")
+
+
+class FeaturePyramidTransformer(nn.Module):
+    """Maps of the same width, finest first, each half the size of the one before: same out."""
+
+    def __init__(
+        self,
+        channels: int,
+        levels: int,
+        *,
+        mixture: int = 2,
+        square: int = 0,  # 0: grounding sees whole maps
+        use: tuple[Part, ...] = ALL,  # leave some out to see what they are worth
+    ) -> None:
+        super().__init__()
+        self.own, self.ground, self.render = nn.ModuleList(), nn.ModuleDict(), nn.ModuleDict()
+        pairs = [(i, j) for i in range(levels) for j in range(i + 1, levels)]  # fine, coarse
+        if "self" in use:
+            self.own.extend(CrossAttention(channels, mixture) for _ in range(levels))
+        if "grounding" in use:
+            for i, j in pairs:
+                self.ground[f"{i}_{j}"] = CrossAttention(
+                    channels, mixture, distance=True, square=square
+                )
+        if "rendering" in use:
+            for i, j in pairs:
+                self.render[f"{j}_{i}"] = Rendering(channels, j - i)
+        counts = [
+            1 + ("self" in use) + ("grounding" in use) * (levels - 1 - i) + ("rendering" in use) * i
+            for i in range(levels)
+        ]
+        self.out = nn.ModuleList(nn.Conv2d(n * channels, channels, 3, padding=1) for n in counts)
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        assert len(maps) == len(self.out), f"{len(maps)} maps for {len(self.out)} levels"
+        return [out(torch.cat(self.seen(maps, i), 1)) for i, out in enumerate(self.out)]
+
+    def seen(self, maps: list[Tensor], i: int) -> list[Float[Tensor, "b c h w"]]:
+        """The maps that make level i: itself, self, grounding, rendering."""
+        x, found = maps[i], [maps[i]]
+        if self.own:
+            found.append(self.own[i](x, x))
+        if self.ground:
+            found += [self.ground[f"{i}_{j}"](x, maps[j]) for j in range(i + 1, len(maps))]
+        if self.render:
+            found += [self.render[f"{i}_{j}"](x, maps[j]) for j in range(i)]
+        return found
+
+
+class CrossAttention(nn.Module):
+    """Queries of one map, keys and values of another, by a mixture of softmaxes."""
+
+    def __init__(
+        self, channels: int, mixture: int, *, distance: bool = False, square: int = 0
+    ) -> None:
+        super().__init__()
+        if channels % mixture:
+            raise ValueError(f"mixture={mixture} does not divide {channels} channels")
+        self.mixture, self.distance, self.square = mixture, distance, square
+        self.query = nn.Linear(channels, channels)
+        self.key = nn.Linear(channels, channels)
+        self.value = nn.Linear(channels, channels)
+        self.weight = nn.Parameter(torch.empty(mixture, channels).uniform_(-1, 1) * mixture**-0.5)
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], other: Float[Tensor, "b c i j"]
+    ) -> Float[Tensor, "b c h w"]:
+        if self.square:
+            at, inside = around(x.shape[2:], other.shape[2:], self.square, x.device)
+            share = self.near(x, other, at, inside)  # [B, N, S]
+            v = self.value(tokens(other))[:, at]  # [B, N, S, C]
+            y = torch.einsum("bns,bnsc->bnc", share, v)
+        else:
+            y = self.fused(x, other)
+        return y.mT.unflatten(2, x.shape[2:])
+
+    def attention(
+        self, x: Float[Tensor, "b c h w"], other: Float[Tensor, "b c i j"]
+    ) -> Float[Tensor, "b n m"]:
+        """F of every query (row) and key, of sum 1."""
+        if self.square:
+            at, inside = around(x.shape[2:], other.shape[2:], self.square, x.device)
+            share = self.near(x, other, at, inside)
+            empty = share.new_zeros(*share.shape[:2], other.shape[2] * other.shape[3])
+            return empty.scatter_add(2, at.expand_as(share), share)
+        q, k, shares = self.pairs(x, other)
+        each = (q @ k.mT).softmax(-1)  # [B, P, N, M]
+        return torch.einsum("bp,bpnm->bnm", shares, each)
+
+    def pairs(
+        self, x: Float[Tensor, "b c h w"], other: Float[Tensor, "b c i j"]
+    ) -> tuple[Float[Tensor, "b p n e"], Float[Tensor, "b p m e"], Float[Tensor, "b p"]]:
+        """Queries and keys of each part, whose dots are s, and pi.
+
+        -|q - k|^2 is 2 q . k - |k|^2, up to what is the same for all keys: one more channel.
+        """
+        keys = self.key(tokens(other))
+        shares = (keys.mean(1) @ self.weight.T).softmax(-1)
+        q, k = (
+            t.unflatten(-1, (self.mixture, -1)).transpose(1, 2)
+            for t in (self.query(tokens(x)), keys)
+        )
+        if self.distance:
+            k = torch.cat([k, -k.square().sum(-1, keepdim=True)], -1)
+            q = torch.cat([2 * q, torch.ones_like(q[..., :1])], -1)
+        return q, k, shares
+
+    def fused(
+        self, x: Float[Tensor, "b c h w"], other: Float[Tensor, "b c i j"]
+    ) -> Float[Tensor, "b n c"]:
+        """The mixture without the table of all pairs in memory.
+
+        Values are in as many slices as there are parts, and as wide as keys: fused kernels apply.
+        """
+        q, k, shares = self.pairs(x, other)
+        p = self.mixture
+        v = self.value(tokens(other)).unflatten(-1, (p, -1)).transpose(1, 2)
+        wide = F.pad(v, (0, k.shape[-1] - v.shape[-1])).repeat(1, p, 1, 1)
+        q, k = q.repeat_interleave(p, 1), k.repeat_interleave(p, 1)
+        y = F.scaled_dot_product_attention(q, k, wide, scale=1.0)  # [B, P P, N, E]
+        y = y[..., : v.shape[-1]].unflatten(1, (p, p))
+        return torch.einsum("bp,bpsnd->bnsd", shares, y).flatten(2)
+
+    def near(
+        self,
+        x: Float[Tensor, "b c h w"],
+        other: Float[Tensor, "b c i j"],
+        at: Int[Tensor, "n s"],
+        inside: Bool[Tensor, "n s"],
+    ) -> Float[Tensor, "b n s"]:
+        """F of the keys at `at` alone."""
+        q, k, shares = self.pairs(x, other)
+        logits = torch.einsum("bpne,bpnse->bpns", q, k[:, :, at])
+        each = logits.masked_fill(~inside, -torch.inf).softmax(-1)
+        return torch.einsum("bp,bpns->bns", shares, each)
+
+
+class Rendering(nn.Module):
+    """A coarse map, weighted by the mean of a fine one, and what the fine one looks like there."""
+
+    def __init__(self, channels: int, halvings: int) -> None:
+        super().__init__()
+        self.refine = nn.Conv2d(channels, channels, 3, padding=1)
+        self.down = nn.Sequential(
+            *(nn.Conv2d(channels, channels, 3, 2, 1) for _ in range(halvings))
+        )
+        self.out = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], fine: Float[Tensor, "b c i j"]
+    ) -> Float[Tensor, "b c h w"]:
+        gate = fine.mean((2, 3), keepdim=True)
+        return self.out(self.refine(x * gate) + self.down(fine))
+
+
+def around(
+    size: torch.Size, other: torch.Size, square: int, device: torch.device
+) -> tuple[Int[Tensor, "n s"], Bool[Tensor, "n s"]]:
+    """Cells of the other map in a square around each cell's place, and which are on the map."""
+    places, on = [], []
+    for mine, theirs in zip(size, other, strict=True):
+        center = ((torch.arange(mine, device=device) + 0.5) * theirs / mine).long()  # [mine]
+        reach = torch.arange(square, device=device) - square // 2
+        place = center[:, None] + reach  # [mine, S]
+        on.append((place >= 0) & (place < theirs))
+        places.append(place.clamp(0, theirs - 1))
+    (y, x), (on_y, on_x) = places, on
+    at = y[:, None, :, None] * other[1] + x[None, :, None, :]  # [h, w, S, S]
+    inside = on_y[:, None, :, None] & on_x[None, :, None, :]
+    return at.flatten(2).flatten(0, 1), inside.flatten(2).flatten(0, 1)

@@ -1,0 +1,95 @@
+"""Lambda layer: the context becomes a small linear map, which is applied to the query.
+
+Bello 2021, arXiv:2102.08602. With queries q [n, h, k], keys K [m, k, u], values V [m, v, u],
+    y_n = concat_h( lambda_n^T q_n^h ),    lambda_n = lambda_c + lambda_p_n,    [k, v]
+    lambda_c = sum_m,u softmax_m(K)_mu V_mu^T,    lambda_p_n = sum_m,u E_nmu V_mu^T.
+All heads use the same lambdas, u is the intra-depth, and E_nm depends on the offset m - n alone:
+`LocalLambda` is the lambda convolution, with offsets up to scope // 2; `GlobalLambda` reaches
+the whole map and is bound to its size. Keys are normalized over positions, each channel for
+itself; queries and values go through batch norm, keys do not. The sum over positions stands in
+matrix products, which accumulate in float32. Position tables start at N(0, 1): a batch norm must
+follow the layer.
+Left out: lambdas of masked or autoregressive contexts, so pictures padded to one size change
+each other's keys.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class LocalLambda(nn.Module):
+    """Position lambdas by convolution: of values [B, u v, H, W]."""
+
+    def __init__(self, scope: int = 23, *, depth: int = 16, intra: int = 1) -> None:
+        super().__init__()
+        if scope % 2 == 0:
+            raise ValueError(f"scope={scope} has no center; choose an odd one")
+        self.scope, self.depth, self.intra = scope, depth, intra
+        self.table = nn.Parameter(torch.randn(depth, intra, scope, scope))  # [k, u, r, r]
+
+    def forward(self, v: Float[Tensor, "b u v h w"]) -> Float[Tensor, "b v k h w"]:
+        # What lies further than the map is large meets only padding
+        reach = [min(self.scope // 2, side - 1) for side in v.shape[3:]]
+        rows, columns = (slice(self.scope // 2 - r, self.scope // 2 + r + 1) for r in reach)
+        flat = v.transpose(1, 2).flatten(0, 1)  # [B v, u, H, W]
+        y = F.conv2d(flat, self.table[..., rows, columns], padding=tuple(reach))
+        return y.unflatten(0, (v.shape[0], v.shape[2]))
+
+
+class GlobalLambda(nn.Module):
+    """Position lambdas over a whole map of one size."""
+
+    places: Tensor  # [n, n] row of the table for each query and each position
+
+    def __init__(self, size: tuple[int, int], *, depth: int = 16, intra: int = 1) -> None:
+        super().__init__()
+        self.size, self.depth, self.intra = size, depth, intra
+        height, width = size
+        offsets = (2 * height - 1) * (2 * width - 1)
+        self.table = nn.Parameter(torch.randn(offsets, depth, intra))
+        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        y, x = y.flatten(), x.flatten()
+        places = (y - y[:, None] + height - 1) * (2 * width - 1) + x - x[:, None] + width - 1
+        self.register_buffer("places", places, persistent=False)
+
+    def forward(self, v: Float[Tensor, "b u v h w"]) -> Float[Tensor, "b v k h w"]:
+        if tuple(v.shape[3:]) != self.size:
+            raise ValueError(
+                f"GlobalLambda: a map of {v.shape[3]} x {v.shape[4]}, built for "
+                f"{self.size[0]} x {self.size[1]}; use LocalLambda for any size"
+            )
+        e = self.table[self.places]  # [n, m, k, u]
+        return torch.einsum("nmku,buvm->bvkn", e, v.flatten(3)).unflatten(3, self.size)
+
+
+class LambdaLayer(nn.Module):
+    def __init__(
+        self, channels: int, out: int, positions: LocalLambda | GlobalLambda, *, heads: int = 4
+    ) -> None:
+        super().__init__()
+        if out % heads:
+            raise ValueError(f"heads={heads} does not divide {out} channels; choose a divisor")
+        k, u, v = positions.depth, positions.intra, out // heads
+        self.heads, self.positions = heads, positions
+        self.parts = (heads * k, k * u, v * u)
+        self.qkv = nn.Conv2d(channels, sum(self.parts), 1, bias=False)
+        self.norm_q = nn.BatchNorm2d(heads * k)
+        self.norm_v = nn.BatchNorm2d(v * u)
+        nn.init.normal_(self.qkv.weight, std=channels**-0.5)
+        with torch.no_grad():
+            self.qkv.weight[: heads * k] *= k**-0.5
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
+        u = self.positions.intra
+        q, k, v = self.qkv(x).split(self.parts, 1)
+        q = self.norm_q(q).flatten(2).unflatten(1, (self.heads, -1))  # [B, h, k, N]
+        k = k.flatten(2).unflatten(1, (u, -1)).softmax(-1)  # [B, u, k, N]
+        v = self.norm_v(v).unflatten(1, (u, -1))  # [B, u, v, H, W]
+        content = torch.einsum("bukm,buvm->bvk", k, v.flatten(3))
+        position = self.positions(v).flatten(3)  # [B, v, k, N]
+        y = torch.einsum("bhkn,bvkn->bhvn", q, content[..., None] + position)
+        return y.flatten(1, 2).unflatten(2, x.shape[2:])
