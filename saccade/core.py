@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-Op = Literal["flip", "jitter", "grayscale", "blur", "solarize"]
+from .nn.random import permutation
+
+Op = Literal["flip", "jitter", "grayscale", "blur", "solarize", "strong"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,17 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StrongSet:
+    """Operations drawn anew, with replacement, for each view: RandAugment's or CLSA's."""
+
+    name: Literal["none", "randaugment", "clsa"] = "none"
+    count: int = 2  # operations drawn
+    chance: float = 0.5  # of each drawn one to happen
+    magnitude: float = 10.0  # out of 10; CLSA draws whole ones from 1 to 9
+    deviation: float = 0.5  # of the magnitude from draw to draw; CLSA has none
+
+
+@dataclass(frozen=True, kw_only=True)
 class View:
     """One row of a paper's augmentation table. Probabilities unless said otherwise."""
 
@@ -56,7 +69,8 @@ class View:
     blur: float = 0.5
     sigma: tuple[float, float] = (0.1, 2.0)  # pixels
     solarize: float = 0.0
-    order: tuple[Op, ...] = ("flip", "jitter", "grayscale", "blur", "solarize")
+    strong: StrongSet = StrongSet()
+    order: tuple[Op, ...] = ("flip", "jitter", "grayscale", "blur", "solarize", "strong")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +82,40 @@ class Views:
     key: Tensor  # [B] int64, a key for (seed, epoch, image): `nn.random` draws from it
     boxes: list[Tensor] = field(default_factory=list)  # V x [B, 4] crop in the image, 0..1, xyxy
     flips: list[Tensor] = field(default_factory=list)  # V x [B] was it mirrored
+    labels: Tensor | None = None  # [B] class of each image, -1 without; None: data without labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Framing:
+    """How whole pictures are sized and mirrored: the augmentation table of detection."""
+
+    short: tuple[int, ...] = (640, 672, 704, 736, 768, 800)  # pixels: training draws one
+    test_short: int = 800  # pixels
+    longest: int = 1333  # pixels: a long picture is made smaller than `short` says
+    flip: float = 0.5  # probability
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenes:
+    """A batch of whole pictures, zeros around the smaller ones, and the objects in them."""
+
+    images: Tensor  # [B, C, H, W] normalized
+    sizes: list[tuple[int, int]]  # height and width of each within H and W
+    stored: list[tuple[int, int]]  # height and width of each as it lies in the data
+    index: Tensor  # [B] which picture of the data
+    boxes: list[Tensor] = field(default_factory=list)  # B x [N, 4] xyxy, pixels of `images`
+    labels: list[Tensor] = field(default_factory=list)  # B x [N] classes from 0
+    masks: list[Tensor] = field(default_factory=list)  # B x [N, h, w] 0 or 1, where asked for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """The objects that a system sees in one picture, best first, in the stored pixels."""
+
+    boxes: Tensor  # [N, 4] xyxy
+    labels: Tensor  # [N] classes from 0
+    scores: Tensor  # [N] 0..1
+    masks: Tensor | None = None  # [N, h, w] bool, where the system gives any
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +125,7 @@ class Group:
     params: list[tuple[str, nn.Parameter]]
     lr_scale: float = 1.0
     decay_scale: float = 1.0
+    constant_lr: bool = False  # keeps the peak rate: no warm-up, no schedule
 
 
 class Task(nn.Module, ABC):
@@ -132,8 +181,18 @@ class PatchBackbone(Backbone):
         """Embedded patches with their positions, without prefix tokens, in raster order."""
 
     @abstractmethod
+    def positions(self, height: int, width: int) -> Float[Tensor, "1 n d"]:
+        """What `tokens` adds to the embedded patches of a picture of that many pixels."""
+
+    @abstractmethod
     def encode(self, tokens: Float[Tensor, "b m d"]) -> Float[Tensor, "b p d"]:
         """Prefix tokens put in front of any subset of patches, through all blocks and the norm."""
+
+    @abstractmethod
+    def encode_and_look(
+        self, tokens: Float[Tensor, "b m d"]
+    ) -> tuple[Float[Tensor, "b p d"], Float[Tensor, "b heads p"]]:
+        """`encode`, and the softmaxed attention of its first token in the last block."""
 
     @abstractmethod
     def layers(self, x: Float[Tensor, "b c H W"], last: int) -> list[Float[Tensor, "b p d"]]:
@@ -146,6 +205,25 @@ class PatchBackbone(Backbone):
     @abstractmethod
     def fix_positions(self, table: Float[Tensor, "n d"]) -> None:
         """Use a table of positions that is not trained; prefix tokens get none."""
+
+    @abstractmethod
+    def projection(self) -> nn.Module:
+        """The layer that turns the pixels of a patch into a token."""
+
+
+class StagedBackbone(Backbone):
+    """A network in stages, each of which makes the map coarser and wider."""
+
+    widths: tuple[int, ...]  # channels of the map after each stage
+    strides: tuple[int, ...]  # pixels between its cells
+
+    @abstractmethod
+    def stem(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b d h w"]:
+        """What the first stage takes."""
+
+    @abstractmethod
+    def stage(self, y: Float[Tensor, "b d h w"], i: int) -> Float[Tensor, "b e i j"]:
+        """The map after stage i, without the norm that some networks end in."""
 
 
 E = TypeVar("E", bound=Backbone, covariant=True)
@@ -160,9 +238,23 @@ class Method(Task, Generic[E]):
         """What the user takes home: the encoder, or the teacher where the paper keeps that."""
         return self.encoder
 
+    def heads(self) -> dict[str, Tensor]:
+        """Layers beyond the encoder that a system takes over, under their names there."""
+        return {}
+
+    def order(self, images: int, seed: int, epoch: int) -> Int[Tensor, "n"]:
+        """The pictures of an epoch, in the order of their batches; as many in every epoch.
+
+        Where a picture comes again within an epoch, `i + k * images` draws its views anew.
+        """
+        return permutation(images, seed, epoch)
+
 
 class System(Task):
     """A downstream task: it trains on labels and predicts."""
+
+    domain: ClassVar[str]  # the kind of data it works on: a file of domains/
+    encoder: Backbone  # what pretraining gave
 
     @abstractmethod
     def predict(self, inputs: Any) -> Any: ...

@@ -46,20 +46,40 @@ class PatchNet(PatchBackbone):
         self.grid = grid
         self.embed = nn.Conv2d(3, self.dim, self.patch, self.patch)
         self.cls_token = nn.Parameter(torch.randn(1, 1, self.dim) * 0.02)
-        self.positions = nn.Parameter(torch.randn(grid[0] * grid[1], self.dim) * 0.02)
+        self.table = nn.Parameter(torch.randn(grid[0] * grid[1], self.dim) * 0.02)
         layer = nn.TransformerEncoderLayer(
             self.dim, 2, 32, 0.0, F.gelu, batch_first=True, norm_first=True
         )
         self.blocks = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
 
     def tokens(self, x):
-        return self.embed(x).flatten(2).mT + self.positions
+        return self.embed(x).flatten(2).mT + self.positions(*x.shape[-2:])
+
+    def positions(self, height, width):
+        table = self.table.mT.unflatten(1, self.grid)[None]
+        size = (height // self.patch, width // self.patch)
+        if size != self.grid:
+            table = F.interpolate(table, size, mode="bilinear")
+        return table.flatten(2).mT
 
     def encode(self, tokens):
-        return self.blocks(torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], 1))
+        return self.blocks(self._prefixed(tokens))
+
+    def encode_and_look(self, tokens):
+        y = self._prefixed(tokens)
+        for layer in self.blocks.layers[:-1]:
+            y = layer(y)
+        last = self.blocks.layers[-1]
+        x = last.norm1(y)
+        _, seen = last.self_attn(x, x, x, average_attn_weights=False)
+        return self.encode(tokens), seen[:, :, 0]
+
+    def _prefixed(self, tokens):
+        return torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], 1)
 
     def features(self, x):
-        return self.encode(self.tokens(x))[:, 1:].mT.unflatten(2, self.grid)
+        rows, columns = (side // self.patch for side in x.shape[-2:])
+        return self.encode(self.tokens(x))[:, 1:].mT.unflatten(2, (rows, columns))
 
     def forward(self, x):
         return self.encode(self.tokens(x))[:, 0]
@@ -72,7 +92,10 @@ class PatchNet(PatchBackbone):
 
     @torch.no_grad()
     def fix_positions(self, table):
-        self.positions.copy_(table).requires_grad_(False)
+        self.table.copy_(table).requires_grad_(False)
+
+    def projection(self):
+        return self.embed
 
 
 class Pixels(Backbone):
@@ -92,9 +115,15 @@ class Pixels(Backbone):
 
 
 def views(*images):
-    """A batch of these pictures with the keys of epoch 0."""
+    """A batch of these pictures with the keys of epoch 0, as if cropped about the center."""
     index = torch.arange(len(images[0]))
-    return Views(images=list(images), index=index, key=random.keys(0, 0, index))
+    key = random.keys(0, 0, index)
+    edges = [random.uniform(key, 5, f"view {v}") for v in range(len(images))]
+    boxes = [torch.cat([0.3 * e[:, :2], 0.7 + 0.3 * e[:, 2:4]], 1) for e in edges]
+    flips = [e[:, 4] < 0.5 for e in edges]
+    return Views(
+        images=list(images), index=index, key=key, boxes=boxes, flips=flips, labels=index % 3
+    )
 
 
 def noise(seed=0, b=8, sizes=(32, 32)):
@@ -113,11 +142,18 @@ SMALL = {
     "prototypes": 12,
     "bottleneck": 8,
     "freeze_last_layer": 0,
+    "predictor_hidden": 16,
+    "queue_from_epoch": 0,
+    "images": 64,
+    "negatives": 16,
     "decoder_dim": 8,
     "decoder_depth": 1,
     "decoder_heads": 2,
+    "patch_bottleneck": 8,
 }
-SIZES = {"dino": (32, 32, 16, 16), "mae": (32,)}
+CROPS = (32, 32, 16, 16)
+SIZES = dict.fromkeys(("dino", "swav", "mst", "ibot", "dinov2"), CROPS) | {"mae": (32,)}
+PATCHES = ("mst", "ibot", "dinov2")  # methods for plain transformers only
 
 
 def build(name, **settings):
@@ -128,7 +164,7 @@ def build(name, **settings):
     small = {k: v for k, v in SMALL.items() if k in known} | settings
     if name == "mae":
         return cls(cls.Config(views=(View(size=32),), **small), PatchNet())
-    return cls(cls.Config(**small), ConvNet())
+    return cls(cls.Config(**small), PatchNet() if name in PATCHES else ConvNet())
 
 
 def batch_for(name, seed=0, b=8):

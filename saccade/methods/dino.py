@@ -13,53 +13,18 @@ axes, prototype gains included. Local crops are smaller: a transformer resamples
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core import Backbone, Clock, Method, Step, View, Views
 from ..nn.dist import mean
-from ..nn.functional import cosine_ramp
-from ..nn.parts import Ema, without_drop_path
+from ..nn.functional import cosine_ramp, cross_views, encode, epoch_ramp
+from ..nn.parts import Ema, PrototypeHead, without_drop_path
 from ..recipe import CIFAR_MEAN, CIFAR_STD, BackboneConfig, Normalize, Optim, Recipe, Schedule
 
 COLOR = (0.4, 0.4, 0.2, 0.1)
-
-
-class Head(nn.Module):
-    """Three layers, then cosines between the bottleneck and K prototypes, each times its gain."""
-
-    def __init__(
-        self,
-        dim: int,
-        hidden: int,
-        bottleneck: int,
-        prototypes: int,
-        *,
-        train_gain: bool,
-        batch_norm: bool = False,
-    ) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for width in (dim, hidden):
-            layers += [nn.Linear(width, hidden)]
-            layers += [nn.BatchNorm1d(hidden)] if batch_norm else []
-            layers += [nn.GELU()]
-        self.mlp = nn.Sequential(*layers, nn.Linear(hidden, bottleneck))
-        for layer in self.mlp:
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
-        self.prototypes = nn.Parameter(nn.Linear(bottleneck, prototypes).weight.detach())  # [K, D]
-        self.gain = nn.Parameter(torch.ones(prototypes, 1), requires_grad=train_gain)
-
-    def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
-        z = F.normalize(self.mlp(x), dim=-1)
-        return F.linear(z, self.gain * F.normalize(self.prototypes, dim=-1))
 
 
 class DINO(Method[Backbone]):
@@ -91,7 +56,7 @@ class DINO(Method[Backbone]):
             raise ValueError(f"setting method.views: DINO needs 2 global crops, not {n}")
         self.cfg = cfg
         self.encoder = encoder
-        self.head = Head(
+        self.head = PrototypeHead(
             encoder.dim,
             cfg.hidden,
             cfg.bottleneck,
@@ -132,27 +97,10 @@ class DINO(Method[Backbone]):
         self.teacher_head.update(self.head, momentum)
 
 
-def encode(net: nn.Module, crops: list[Tensor]) -> Float[Tensor, "n d"]:
-    """Features of all crops in order, in one pass for each run of crops of the same size."""
-    runs = itertools.groupby(crops, key=lambda x: x.shape[-2:])
-    return torch.cat([net(torch.cat(list(run))) for _, run in runs])
-
-
-def cross_views(p: Float[Tensor, "2 b k"], log_s: Float[Tensor, "v b k"]) -> Float[Tensor, ""]:
-    """Cross-entropy between each teacher crop and every other crop, averaged over pairs."""
-    both = p.sum(0)
-    targets = [p[1], p[0]] + [both] * (len(log_s) - 2)  # never the same crop
-    total = torch.stack([(t * s).sum() for t, s in zip(targets, log_s, strict=True)]).sum()
-    return -total / ((2 * len(log_s) - 2) * p.shape[1])
-
-
 def teacher_temperature(cfg: DINO.Config, epoch: int) -> float:
     """Moves in equal steps from its warm-up value, and arrives at the last epoch of the warm-up."""
-    n = cfg.warmup_teacher_temperature_epochs
-    if epoch >= n:
-        return cfg.teacher_temperature
-    rise = cfg.teacher_temperature - cfg.warmup_teacher_temperature
-    return cfg.warmup_teacher_temperature + rise * epoch / max(n - 1, 1)
+    start, end = cfg.warmup_teacher_temperature, cfg.teacher_temperature
+    return epoch_ramp(start, end, epoch, cfg.warmup_teacher_temperature_epochs)
 
 
 RECIPES = {

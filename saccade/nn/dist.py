@@ -67,6 +67,16 @@ def mean(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def highest(x: Tensor) -> Tensor:
+    """Largest value over ranks."""
+    if world() == 1:
+        return x
+    y = x.clone()
+    dist.all_reduce(y, dist.ReduceOp.MAX)
+    return y
+
+
+@torch.no_grad()
 def lowest(x: Tensor) -> Tensor:
     """Smallest value over ranks."""
     if world() == 1:

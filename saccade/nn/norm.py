@@ -1,13 +1,13 @@
-"""Batch normalization whose statistics span all ranks, or only a share of the batch.
+"""Batch normalization whose statistics span all ranks, or a share of the batch, or stay fixed.
 
-Both keep the parameters, buffers and state-dict names of the layer they replace. timm's fused
+All keep the parameters, buffers and state-dict names of the layer they replace. timm's fused
 norm and activation keeps its activation.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -119,12 +119,50 @@ class SplitBatchNorm(Adopted):
         return y.reshape(x.shape)
 
 
+class FrozenBatchNorm(Adopted):
+    """The running statistics in training too, and weights that do not train."""
+
+    def __init__(self, source: _BatchNorm) -> None:
+        super().__init__(source)
+        self.requires_grad_(False)
+
+    def normalize(self, x: Float[Tensor, "b c *space"]) -> Float[Tensor, "b c *space"]:
+        mean, var = self.running_mean, self.running_var
+        return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+
+
 def synchronize(module: nn.Module) -> nn.Module:
     """Give every plain batch norm inside statistics over all ranks, in place of the original.
 
     Layers that split the batch stay as they are. Parameters remain the same objects.
     """
     return _replace(module, SyncBatchNorm)
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """Fix the statistics and weights of every plain batch norm inside, in place of the original."""
+    return _replace(module, FrozenBatchNorm)
+
+
+@torch.no_grad()
+def remeasure(module: nn.Module, passes: Iterable[object]) -> None:
+    """Running statistics as the mean over forward passes, which happen as `passes` is read.
+
+    Precise batch norm (Wu and Johnson 2021, arXiv:2105.07576, section 3).
+    """
+    layers = [
+        m
+        for m in module.modules()
+        if isinstance(m, _BatchNorm) and m.track_running_stats and type(m) is not FrozenBatchNorm
+    ]
+    before = [m.momentum for m in layers]
+    for m in layers:
+        m.reset_running_stats()
+        m.momentum = None  # torch's word for a mean over all batches
+    for _ in passes:
+        pass
+    for m, momentum in zip(layers, before, strict=True):
+        m.momentum = momentum
 
 
 def split(module: nn.Module, splits: int) -> nn.Module:

@@ -42,8 +42,21 @@ def keys(seed: int, epoch: int, index: Int[Tensor, "b"]) -> Int[Tensor, "b"]:
     return fold(start.expand_as(index), index)
 
 
+def permutation(n: int, seed: int, epoch: int) -> Int[Tensor, "n"]:
+    """Every number below n once, in the order of an epoch."""
+    return fold(keys(seed, epoch, torch.arange(n)), salt("order")).argsort(stable=True)
+
+
 def uniform(key: Int[Tensor, "b"], n: int, name: str) -> Float[Tensor, "b n"]:
     """n draws in [0, 1) for each key, float32, independent between names."""
+    return ((_bits(key, n, name) >> 40) & 0xFFFFFF).float() / (1 << 24)
+
+
+def integers(key: Int[Tensor, "b"], n: int, below: int, name: str) -> Int[Tensor, "b n"]:
+    """n draws with replacement of 0, 1, ... below - 1 for each key, independent between names."""
+    return ((_bits(key, n, name) >> 1) & ((1 << 63) - 1)) % below
+
+
+def _bits(key: Tensor, n: int, name: str) -> Tensor:
     at = torch.arange(n, device=key.device)
-    bits = fold(fold(key, salt(name))[:, None].expand(-1, n), at.expand(len(key), -1))
-    return ((bits >> 40) & 0xFFFFFF).float() / (1 << 24)
+    return fold(fold(key, salt(name))[:, None].expand(-1, n), at.expand(len(key), -1))

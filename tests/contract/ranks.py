@@ -16,13 +16,20 @@ from saccade.nn.norm import synchronize
 STEPS, B = 20, 8
 VARIANTS = {name: (name, {}) for name in methods.names()}
 VARIANTS["simclr"] = ("simclr", {"temperature": 0.5})  # lower ones magnify rounding step by step
+VARIANTS["moco_v3"] = ("moco_v3", {"temperature": 1.0, "layers": 2, "hidden": 64})  # likewise
+VARIANTS["vicreg"] = ("vicreg", {"invariance": 1.0, "variance": 1.0, "covariance": 0.04})
+VARIANTS["nnclr"] = ("nnclr", {"temperature": 1.0, "hidden": 64})
+VARIANTS["swav"] = ("swav", {"temperature": 0.5, "epsilon": 0.1})
+VARIANTS["moby"] = ("moby", {"temperature": 1.0})
+VARIANTS["pixpro instance"] = ("pixpro", {"instance": "simclr", "instance_weight": 0.1})
 VARIANTS["moco symmetric"] = ("moco", {"symmetric": True})
 
 
 def share(batch, rank, world):
     mine = slice(rank * B // world, (rank + 1) * B // world)
-    images = [x[mine] for x in batch.images]
-    return Views(images=images, index=batch.index[mine], key=batch.key[mine])
+    lists = {k: [x[mine] for x in getattr(batch, k)] for k in ("images", "boxes", "flips")}
+    others = {k: getattr(batch, k)[mine] for k in ("index", "key", "labels")}
+    return Views(**lists, **others)
 
 
 def run(name, settings, rank, world):

@@ -94,6 +94,25 @@ def test_token_access_agrees_with_the_whole_pass(vit):
     torch.testing.assert_close(vit.features(x), patches)
 
 
+def test_encoding_while_looking_gives_both_as_two_passes_do(vit):
+    x = pictures(vit)
+    with torch.no_grad():
+        tokens = vit.tokens(x)
+        encoded, row = vit.encode_and_look(tokens)
+        assert torch.equal(encoded, vit.encode(tokens))
+        torch.testing.assert_close(row, vit.attention(x)[:, :, 0])
+
+
+def test_positions_are_what_tokens_add(vit):
+    side = vit.image_size
+    with torch.no_grad():
+        for height, width in ((side, side), (side, 2 * side)):
+            x = torch.randn(2, 3, height, width)
+            bare = vit.tokens(x) - vit.positions(height, width)
+            embedded = vit.projection()(x).flatten(2).mT
+            torch.testing.assert_close(bare, embedded, atol=1e-5, rtol=1e-4)
+
+
 def test_encode_takes_any_subset_and_ignores_the_dropped(vit):
     x = pictures(vit)
     changed = x.clone()

@@ -200,7 +200,7 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*NAMES, "moco symmetric"])
+@pytest.mark.parametrize("name", [*NAMES, "moco symmetric", "pixpro instance"])
 def test_two_ranks_train_as_one(runs, name):
     one, two, _ = (r[name] for r in runs)
     assert len(one["losses"]) == 20
@@ -213,7 +213,7 @@ def test_two_ranks_train_as_one(runs, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*NAMES, "moco symmetric"])
+@pytest.mark.parametrize("name", [*NAMES, "moco symmetric", "pixpro instance"])
 def test_ranks_agree_to_the_bit_on_all_state(runs, name):
     """Weights, teachers, queues, centers and batch statistics."""
     _, first, second = (r[name]["state"] for r in runs)

@@ -7,7 +7,8 @@ from lightly.models.modules.heads import DINOProjectionHead
 from toys import batch_for, build
 
 from saccade.core import Clock
-from saccade.methods.dino import Head, encode
+from saccade.nn.functional import encode
+from saccade.nn.parts import PrototypeHead
 
 
 def test_loss_and_center_equal_lightlys_over_the_warm_up_of_the_temperature():
@@ -29,7 +30,7 @@ def test_loss_and_center_equal_lightlys_over_the_warm_up_of_the_temperature():
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_head_equals_lightlys(batch_norm):
     torch.manual_seed(0)
-    ours = Head(16, 32, 8, 20, train_gain=False, batch_norm=batch_norm)
+    ours = PrototypeHead(16, 32, 8, 20, train_gain=False, batch_norm=batch_norm)
     theirs = DINOProjectionHead(16, 32, 8, 20, batch_norm=batch_norm, norm_last_layer=True)
     state = ours.mlp.state_dict()  # ours keeps the official biases in front of a norm: zero here
     theirs.layers.load_state_dict({k: state[k] for k in theirs.layers.state_dict()})

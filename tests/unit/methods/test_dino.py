@@ -8,7 +8,8 @@ from torch import nn
 from toys import CLOCK, ConvNet, batch_for, build, noise, train, views
 
 from saccade.core import Clock, View
-from saccade.methods.dino import DINO, Head, cross_views, encode, teacher_temperature
+from saccade.methods.dino import DINO, cross_views, encode, teacher_temperature
+from saccade.nn.parts import PrototypeHead
 
 
 def probabilities(*shape):
@@ -99,16 +100,16 @@ def test_encode_keeps_the_order_of_crops():
 
 def test_frozen_gain_keeps_logits_within_one():
     torch.manual_seed(0)
-    head = Head(16, 32, 8, 20, train_gain=False)
+    head = PrototypeHead(16, 32, 8, 20, train_gain=False)
     logits = head(100 * torch.randn(50, 16))
     assert logits.abs().max() <= 1 + 1e-6
     assert not head.gain.requires_grad
-    assert Head(16, 32, 8, 20, train_gain=True).gain.requires_grad
+    assert PrototypeHead(16, 32, 8, 20, train_gain=True).gain.requires_grad
 
 
 def test_last_layer_equals_torchs_weight_norm():
     torch.manual_seed(0)
-    head, z = Head(16, 32, 8, 20, train_gain=True), torch.randn(5, 8)
+    head, z = PrototypeHead(16, 32, 8, 20, train_gain=True), torch.randn(5, 8)
     with torch.no_grad():
         head.gain.uniform_(0.5, 2)
     last = nn.utils.parametrizations.weight_norm(nn.Linear(8, 20, bias=False))
@@ -120,7 +121,7 @@ def test_last_layer_equals_torchs_weight_norm():
 
 def test_head_starts_as_the_official_one():
     torch.manual_seed(0)
-    head = Head(64, 128, 32, 20, train_gain=False)
+    head = PrototypeHead(64, 128, 32, 20, train_gain=False)
     assert head.mlp[2].weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert all(m.bias.eq(0).all() for m in head.mlp if isinstance(m, nn.Linear))
     assert head.prototypes.abs().max() <= 32**-0.5

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from saccade.nn import random
-from saccade.nn.masking import kept_patches, random_order
+from saccade.nn.masking import block_masks, hide, kept_patches, random_order
 
 KEYS = random.keys(0, 3, torch.arange(2000))
 
@@ -35,3 +35,48 @@ def test_every_patch_is_kept_equally_often():
     kept = random_order(KEYS, 16)[:, :4]
     share = kept.flatten().bincount(minlength=16) / len(KEYS)
     assert (share - 0.25).abs().max() < 5 * (0.25 * 0.75 / len(KEYS)) ** 0.5
+
+
+def test_hidden_patches_hold_the_token_at_their_place_and_others_stay():
+    tokens, positions, token = torch.randn(2, 5, 3), torch.randn(1, 5, 3), torch.randn(3)
+    mask = torch.tensor([[1, 0, 0, 0, 1], [0, 0, 0, 0, 0]]).bool()
+    got = hide(tokens, positions, mask, token)
+    torch.testing.assert_close(got[0, 4], token + positions[0, 4])
+    assert torch.equal(got[0, 1:4], tokens[0, 1:4])
+    assert torch.equal(got[1], tokens[1])
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5])
+def test_blocks_fill_the_count_but_for_a_few_patches_and_never_pass_it(ratio):
+    count = float(int(ratio * 196))
+    mask = block_masks(KEYS, torch.full((2000,), count), (14, 14), "blocks")
+    assert mask.shape == (2000, 196)
+    assert mask.sum(1).max() <= count
+    assert mask.sum(1).float().mean() > 0.9 * count
+
+
+def test_blocks_are_rectangles_of_at_least_a_third_of_the_side_squared():
+    """A count of 16 leaves room for one rectangle of a 14 x 14 grid: of exactly 16 patches."""
+    mask = block_masks(KEYS, torch.full((2000,), 16.0), (14, 14), "blocks").unflatten(1, (14, 14))
+    first = mask[mask.sum((1, 2)) == 16]
+    assert len(first) > 100
+    boxes = [(m.any(1).sum() * m.any(0).sum()).item() for m in first]
+    assert sum(area == 16 for area in boxes) > 0.5 * len(boxes)
+    heights = torch.stack([m.any(1).sum() for m in first]).unique()
+    assert len(heights) > 2
+
+
+def test_nothing_is_masked_where_the_count_is_zero_and_places_are_even():
+    count = torch.where(torch.arange(2000) % 2 == 0, 0.0, 60.0)
+    mask = block_masks(KEYS, count, (14, 14), "blocks").unflatten(1, (14, 14)).float()
+    assert mask[::2].sum() == 0
+    rows, columns = mask[1::2].mean((0, 2)), mask[1::2].mean((0, 1))
+    torch.testing.assert_close(rows, rows.flip(0), atol=0.04, rtol=0)  # no side is preferred
+    torch.testing.assert_close(rows, columns, atol=0.04, rtol=0)
+
+
+def test_blocks_of_a_picture_do_not_depend_on_its_neighbors_and_differ_by_name():
+    count = torch.full((8,), 60.0)
+    mask = block_masks(KEYS[:8], count, (14, 14), "a")
+    assert torch.equal(mask[3:5], block_masks(KEYS[3:5], count[3:5], (14, 14), "a"))
+    assert not torch.equal(mask, block_masks(KEYS[:8], count, (14, 14), "b"))

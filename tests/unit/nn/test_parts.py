@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import nn
 
-from saccade.nn.parts import Ema, Queue, mlp, without_drop_path
+from saccade.nn.parts import Bank, Ema, Queue, biasless_mlp, last_place, mlp, without_drop_path
 
 
 def test_mlp_puts_biases_only_where_no_norm_follows():
@@ -63,6 +63,60 @@ def test_queue_starts_with_unit_rows_and_overwrites_the_oldest():
 def test_queue_that_the_batch_does_not_divide_names_the_setting():
     with pytest.raises(ValueError, match=r"method\.queue_size: 10 .* 4 keys .* choose 8"):
         Queue(10, 2).push(torch.ones(4, 2))
+
+
+def test_biasless_mlp_ends_in_a_plain_layer_or_a_norm_without_weights():
+    torch.manual_seed(0)
+    plain, normed = (biasless_mlp(4, 8, 6, 2, last_norm=n) for n in (False, True))
+    layers = [nn.Linear, nn.BatchNorm1d, nn.ReLU] * 2 + [nn.Linear]
+    assert [type(m) for m in plain] == layers
+    assert [type(m) for m in normed] == [*layers, nn.BatchNorm1d]
+    assert all(m.bias is None for m in plain if isinstance(m, nn.Linear))
+    y = normed(torch.randn(64, 4))
+    torch.testing.assert_close(y.mean(0), torch.zeros(2), atol=1e-6, rtol=0)
+    torch.testing.assert_close(y.var(0, correction=0), torch.ones(2), atol=1e-3, rtol=0)
+    assert list(normed[-1].parameters()) == []
+
+
+def test_bank_starts_with_rows_of_length_about_one_and_all_directions():
+    torch.manual_seed(0)
+    rows = Bank(500, 128).rows
+    assert rows.norm(dim=1).mean().item() == pytest.approx(1, abs=0.01)
+    assert rows.abs().max() <= (3 / 128) ** 0.5
+    assert rows.mean().abs() < 0.002
+
+
+def test_bank_moves_the_rows_of_the_batch_and_no_others():
+    torch.manual_seed(0)
+    bank, x, index = Bank(6, 4), F.normalize(torch.randn(2, 4), dim=1), torch.tensor([4, 1])
+    before = bank.rows.clone()
+    bank.update(index, x, 0.3)
+    for i, v in zip(index.tolist(), x, strict=True):
+        mixed = [0.3 * float(a) + 0.7 * float(b) for a, b in zip(before[i], v, strict=True)]
+        length = sum(a * a for a in mixed) ** 0.5
+        assert bank.rows[i].tolist() == pytest.approx([a / length for a in mixed], rel=1e-5)
+    rest = [0, 2, 3, 5]
+    assert torch.equal(bank.rows[rest], before[rest])
+
+
+def test_a_row_that_equals_its_feature_stays():
+    bank, v = Bank(3, 4), F.normalize(torch.randn(1, 4), dim=1)
+    bank.rows[2] = v[0]
+    bank.update(torch.tensor([2]), v, 0.5)
+    torch.testing.assert_close(bank.rows[2], v[0])
+
+
+def test_of_an_image_twice_in_the_batch_the_last_counts():
+    x = F.normalize(torch.randn(3, 4), dim=1)
+    assert last_place(torch.tensor([5, 2, 5])).tolist() == [2, 1, 2]
+    bank = Bank(6, 4)
+    bank.update(torch.tensor([5, 2, 5]), x, 0.0)
+    torch.testing.assert_close(bank.rows[[5, 2]], x[[2, 1]])
+
+
+def test_a_bank_without_rows_names_the_setting():
+    with pytest.raises(ValueError, match=r"method\.images: 0; give the number of pictures"):
+        Bank(0, 4)
 
 
 def test_without_drop_path_passes_everything_in_training_mode():
