@@ -1,16 +1,16 @@
 """Backbones to files and back: safetensors and JSON in timm's hub layout, no unsafe pickle.
 
-WEIGHTS is a run folder, a checkpoint file, `timm:NAME` (timm's pretrained weights) or `random:NAME`
-(the control arm).
+WEIGHTS is a run folder, a folder of timm or transformers, a checkpoint file of any layout that
+`layouts` knows, `timm:NAME` (timm's pretrained weights) or `random:NAME` (the control arm).
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,9 +22,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from . import layouts
+from .backbones import family
 from .backbones.presets import PRESETS
 from .backbones.timm_adapter import (
     Report,
+    ViT,
     arguments,
     build,
     has_small_stem,
@@ -38,9 +41,10 @@ from .recipe import BackboneConfig, Normalize
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
-# Where the state dict lies in a checkpoint, and what stands before the backbone's keys.
-CONTAINERS = ("state_dict", "model")
-PREFIXES = ("module.", "backbone.", "encoder.", "encoder_q.")
+HF_BIN, HF_PICTURES = "pytorch_model.bin", "preprocessor_config.json"
+
+# Arguments of timm's constructors that change no feature, or that `BackboneConfig` says.
+HARMLESS = {"img_size", "num_classes", "in_chans", "dynamic_img_size", "strict_img_size"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,20 +54,25 @@ class Loaded:
     normalize: Normalize  # what its pictures went through
     source: str  # WEIGHTS as given
     report: Report  # keys that were not taken one to one
+    layout: str = ""  # whose checkpoint it is
+    part: str = ""  # which of its backbones this is
+    others: tuple[str, ...] = ()  # the parts not taken
 
 
 def load(
     weights: str | Path,
     *,
     backbone: str = "",
+    part: str = "",
     image_size: int | None = None,
     channels: int | None = None,
     seed: int = 0,
 ) -> Loaded:
     """The backbone of WEIGHTS.
 
-    `backbone` names the architecture of a checkpoint file, `image_size` and `channels` default to
-    what the weights were made for, and `seed` draws the weights of `random:NAME`.
+    `backbone` names the architecture where neither the file nor its shapes tell it, `part` chooses
+    among several (teacher or student, ...), `image_size` and `channels` default to what the weights
+    were made for, and `seed` draws the weights of `random:NAME`.
     """
     kind, _, name = str(weights).partition(":")
     path = Path(weights)
@@ -72,15 +81,17 @@ def load(
     elif kind == "timm" and name:
         found = _pretrained(name, image_size, channels)
     elif path.is_dir():
-        found = _folder(path, image_size, channels)
+        found = _folder(path, backbone, part, image_size, channels)
     elif path.is_file():
-        found = _file(path, backbone, image_size, channels)
+        found = _file(path, backbone, part, image_size, channels)
     else:
         tip = f", such as timm:{path} or random:{path}" if timm.is_model(str(path)) else ""
         raise ValueError(
             f"weights: {str(weights)!r} is not there; give a run folder, a checkpoint file, "
             f"timm:NAME or random:NAME{tip}"
         )
+    if part and part != found.part:
+        raise ValueError(f"part={part}: {weights} holds one backbone; leave part out")
     found.backbone.eval()
     return replace(found, source=str(weights))
 
@@ -106,7 +117,7 @@ def hub_config(backbone: Backbone, cfg: BackboneConfig, normalize: Normalize) ->
     """timm's description of a network, and ours under `saccade`."""
     name, args = arguments(cfg)
     return {
-        "architecture": name.partition(".")[0],
+        "architecture": cfg.name if family(cfg.name) else name.partition(".")[0],
         "num_classes": 0,
         "num_features": backbone.dim,
         "model_args": args,
@@ -147,6 +158,15 @@ def write_beside(path: Path, write: Callable[[Path], object]) -> None:
     os.replace(beside, path)
 
 
+def control(loaded: Loaded, seed: int = 0) -> Loaded:
+    """The same network for the same pictures with random weights: what any other must beat."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        backbone = build(loaded.config)
+    backbone.eval()
+    return replace(loaded, backbone=backbone, source=f"random:{loaded.config.name}")
+
+
 def _random(name: str, image_size: int | None, channels: int | None, seed: int) -> Loaded:
     cfg = BackboneConfig(
         name=name, image_size=image_size or native_size(name), channels=channels or 3
@@ -180,17 +200,70 @@ def _pretrained(name: str, image_size: int | None, channels: int | None) -> Load
     return _loaded(backbone, cfg, normalize=normalize)
 
 
-def _folder(path: Path, image_size: int | None, channels: int | None) -> Loaded:
+def _folder(
+    path: Path, name: str, part: str, image_size: int | None, channels: int | None
+) -> Loaded:
     folder = path / "backbone" if (path / "backbone").is_dir() else path
     try:
-        ours = json.loads((folder / CONFIG).read_text())["saccade"]
+        described = json.loads((folder / CONFIG).read_text())
     except FileNotFoundError:
         raise ValueError(
             f"weights: {path} has no backbone/{CONFIG}; give the folder of a finished run"
         ) from None
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise ValueError(f"weights: {folder / CONFIG} is not one saccade wrote") from None
-    return _described(ours, folder / WEIGHTS, image_size, channels)
+    except json.JSONDecodeError:
+        described = None
+    match described:
+        case {"saccade": {"backbone": _, "normalize": _} as ours}:
+            return _described(ours, folder / WEIGHTS, image_size, channels)
+        case {"model_type": str()}:
+            return _transformers(folder, described, name, part, image_size)
+        case {"architecture": str(), "pretrained_cfg": dict()}:
+            return _timm_hub(folder, described, image_size)
+    raise ValueError(
+        f"weights: {folder / CONFIG} is not one saccade wrote, nor timm's or transformers'"
+    )
+
+
+def _timm_hub(folder: Path, described: dict[str, Any], image_size: int | None) -> Loaded:
+    made, name = described["pretrained_cfg"], described["architecture"]
+    channels, size, _ = made.get("input_size") or (3, native_size(name), 0)
+    cfg = BackboneConfig(name=name, image_size=image_size or size, channels=channels, stem="paper")
+    normalize = Normalize(mean=tuple(made["mean"]), std=tuple(made["std"]))
+    held = _tensors(folder / WEIGHTS)
+    loaded = _checkpoint(layouts.find(held), folder / WEIGHTS, cfg, "", "timm hub", normalize)
+    usual = loaded.backbone.net.global_pool if isinstance(loaded.backbone, ViT) else "avg"
+    for setting, value in (described.get("model_args") or {}).items():
+        if setting not in HARMLESS and not (setting == "global_pool" and value == usual):
+            raise ValueError(
+                f"weights: {folder / CONFIG} changes {setting} of {name}; only timm's own are read"
+            )
+    return loaded
+
+
+def _transformers(
+    folder: Path, described: dict[str, Any], name: str, part: str, image_size: int | None
+) -> Loaded:
+    file = folder / (WEIGHTS if (folder / WEIGHTS).exists() else HF_BIN)
+    found = layouts.find(_tensors(file))
+    name = name or _named(found, part, file)
+    size = image_size or described.get("image_size") or native_size(name)
+    channels = described.get("num_channels", 3)
+    cfg = BackboneConfig(name=name, image_size=size, channels=channels, stem="paper")
+    normalize = Normalize()
+    if (folder / HF_PICTURES).exists():
+        pictures = json.loads((folder / HF_PICTURES).read_text())
+        mean, std = pictures.get("image_mean"), pictures.get("image_std")
+        normalize = Normalize(mean=tuple(mean), std=tuple(std)) if mean and std else normalize
+    loaded = _checkpoint(found, file, cfg, part, "transformers", normalize)
+    heads = described.get("num_attention_heads")
+    if isinstance(loaded.backbone, ViT) and heads not in (None, loaded.backbone.heads):
+        raise ValueError(
+            f"weights: {folder} has {heads} heads and {name} {loaded.backbone.heads}; "
+            "give the name of the network it was made with"
+        )
+    if described.get("downsample_in_bottleneck"):
+        raise ValueError(f"weights: {folder} has strides in its 1x1 convolutions; timm has not")
+    return loaded
 
 
 def _described(
@@ -210,24 +283,68 @@ def _described(
     return _loaded(backbone, cfg, report, from_dict(Normalize, ours["normalize"], "normalize."))
 
 
-def _file(path: Path, name: str, image_size: int | None, channels: int | None) -> Loaded:
+def _file(path: Path, name: str, part: str, image_size: int | None, channels: int | None) -> Loaded:
     held = _tensors(path)
     ours = _notes(path).get("saccade")
     if ours:
         return _described(json.loads(ours), path, image_size, channels)
-    if not name:
+    found = layouts.find(held)
+    name = name or _named(found, part, path)
+    size = image_size or native_size(name)
+    cfg = BackboneConfig(name=name, image_size=size, channels=channels or 3, stem="paper")
+    return _checkpoint(found, path, cfg, part, found.layout, _pictures(found))
+
+
+def _named(found: layouts.Found, part: str, path: Path) -> str:
+    """The architecture as the file calls it, or as its shapes show it."""
+    if found.parts:
+        shown = layouts.guess(layouts.choose(found, part).state, found.layout)
+        for name in (found.arch, shown):
+            if name in PRESETS or timm.is_model(name):
+                return name
         raise ValueError(
             f"weights: {path} does not say its architecture; give backbone=NAME, such as resnet50"
         )
-    size = image_size or native_size(name)
-    cfg = BackboneConfig(name=name, image_size=size, channels=channels or 3, stem="paper")
-    backbone = build(cfg)
-    state, beyond = _strip(_unwrap(held, path), set(timm_state(backbone)), path)
-    if "conv1.weight" in state and state["conv1.weight"].shape[-1] == 3:
+    if found.first:
+        raise ValueError(
+            f"weights: {path} holds no ResNet, ViT, Swin or ConvNeXt in a spelling known here "
+            f"(its first key is {found.first})"
+        )
+    raise ValueError(
+        f"weights: {path} has no state dict; give a checkpoint with the weights of a network"
+    )
+
+
+def _pictures(found: layouts.Found) -> Normalize:
+    """timm's scripts feed what timm's table says; the others of the field ImageNet's statistics."""
+    made = timm.get_pretrained_cfg(found.arch) if found.layout == "timm" else None
+    return Normalize(mean=tuple(made.mean), std=tuple(made.std)) if made else Normalize()
+
+
+def _checkpoint(
+    found: layouts.Found,
+    path: Path,
+    cfg: BackboneConfig,
+    part: str,
+    layout: str,
+    normalize: Normalize,
+) -> Loaded:
+    """One part of a file in a network of that name."""
+    if not found.parts:
+        _named(found, part, path)
+    chosen = layouts.choose(found, part)
+    if found.layout == "MoCo v3" and cfg.name == "vit_small_patch16_224":
+        raise ValueError(
+            f"backbone={cfg.name}: MoCo v3's has 12 heads; give vit_small_heads12_patch16_224"
+        )
+    if "conv1.weight" in chosen.state and chosen.state["conv1.weight"].shape[-1] == 3:
         cfg = replace(cfg, stem="small")
-        backbone = build(cfg)
-    report = load_timm_state(backbone, state)
-    return _loaded(backbone, cfg, replace(report, unexpected=(*report.unexpected, *beyond)))
+    backbone = build(cfg)
+    report = load_timm_state(backbone, chosen.state)
+    unexpected = (*report.unexpected, *chosen.beside, *found.beyond)
+    loaded = _loaded(backbone, cfg, replace(report, unexpected=unexpected), normalize)
+    others = tuple(p.name for p in found.parts if p is not chosen)
+    return replace(loaded, layout=layout, part=chosen.name, others=others)
 
 
 def _notes(path: Path) -> dict[str, str]:
@@ -262,9 +379,11 @@ def _tensors(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"weights: {path} is not there") from None
-    except pickle.UnpicklingError:
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        which = f" ({named[1]})" if named else ""
         raise ValueError(
-            f"weights: {path} holds pickled code, which is never run; "
+            f"weights: {path} holds pickled code{which}, which is never run; "
             "convert it to safetensors where you trust it"
         ) from None
     except (SafetensorError, RuntimeError, OSError, EOFError, KeyError) as error:
@@ -272,32 +391,3 @@ def _tensors(path: Path) -> Any:
             f"weights: {path} is cut short or no checkpoint ({type(error).__name__}); "
             "copy it again, or give safetensors or .pth"
         ) from None
-
-
-def _unwrap(held: Any, path: Path) -> dict[str, Tensor]:
-    for name in CONTAINERS:
-        if isinstance(held, dict) and isinstance(held.get(name), dict):
-            held = held[name]
-    if isinstance(held, dict):
-        state = {str(k): v for k, v in held.items() if isinstance(v, Tensor)}
-        if state:
-            return state
-    raise ValueError(
-        f"weights: {path} has no state dict this version can read; "
-        "give a plain one, or one under state_dict or model"
-    )
-
-
-def _strip(
-    state: dict[str, Tensor], known: set[str], path: Path
-) -> tuple[dict[str, Tensor], list[str]]:
-    """The entries under the prefix that fits most of the known keys, and the other keys."""
-    fronts = ["".join(p) for n in range(4) for p in itertools.permutations(PREFIXES, n)]
-    front = max(fronts, key=lambda f: sum(f + k in state for k in known))
-    if not any(front + k in state for k in known):
-        raise ValueError(
-            f"weights: {path} has no key of this backbone (its first is {next(iter(state))}); "
-            "give the name of the network it was made with"
-        )
-    inside = {k.removeprefix(front): v for k, v in state.items() if k.startswith(front)}
-    return inside, [k for k in state if not k.startswith(front)]

@@ -5,11 +5,13 @@ Importing this imports neither torch nor a protocol.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .comparison import Comparison, compare
     from .features import Preprocess, extract, preprocess_for
     from .results import Result, gain, read_results, table, write_results
     from .run import evaluate, trivial
@@ -17,13 +19,16 @@ if TYPE_CHECKING:
 __all__ = [
     "BASELINES",
     "PROTOCOLS",
+    "Comparison",
     "Preprocess",
     "Protocol",
     "Result",
+    "compare",
     "evaluate",
     "extract",
     "gain",
     "names",
+    "needs_labels",
     "preprocess_for",
     "read_results",
     "summary",
@@ -40,6 +45,8 @@ class Protocol:
     module: str
     version: int
     summary: str
+    labels: bool = True  # it needs them
+    epochs: bool = False  # those of its training can be set
 
 
 PROTOCOLS = {
@@ -48,6 +55,26 @@ PROTOCOLS = {
     "linear-moco": Protocol("linear", 1, "linear on the pooled vector, SGD lr 30, 100 epochs"),
     "linear-dino": Protocol("linear", 1, "linear on the last 4 blocks' CLS, SGD, 100 epochs"),
     "linear-mae": Protocol("linear", 1, "batch norm and linear, LARS lr .1 x B/256, 90 epochs"),
+    "linear-simclr": Protocol(
+        "linear", 1, "linear on the pooled vector, SGD .1 x B/256, 90 epochs"
+    ),
+    "linear-dinov2": Protocol(
+        "grid", 1, "52 linear classifiers: 13 learning rates x 4 inputs", epochs=True
+    ),
+    "logistic": Protocol("logistic", 1, "logistic regression at its optimum, L-BFGS, C 1"),
+    "few-shot": Protocol("few_shot", 1, "5-way episodes; 1, 5 and 10 labels a class"),
+    "retrieval": Protocol("retrieval", 1, "mean average precision among the training pictures"),
+    "multi-label": Protocol("logistic", 1, "mean average precision; classes named like cat|dog"),
+    "semi-1": Protocol("finetune", 1, "fine-tuning on 1 % of the labels, 20 epochs", epochs=True),
+    "semi-10": Protocol("finetune", 1, "fine-tuning on 10 % of the labels, 20 epochs", epochs=True),
+    "finetune-mae": Protocol(
+        "finetune", 1, "fine-tuning, layer decay .65, 100 epochs", epochs=True
+    ),
+    "finetune-dino": Protocol("finetune", 1, "fine-tuning as DeiT, 300 epochs", epochs=True),
+    "finetune-moco": Protocol("finetune", 1, "fine-tuning as MoCo v3, 150 epochs", epochs=True),
+    "label-free": Protocol(
+        "label_free", 1, "RankMe, alpha-ReQ, uniformity, LiDAR, alignment", labels=False
+    ),
 }
 BASELINES = {
     "chance": Protocol("baselines", 1, "the most frequent class"),
@@ -55,8 +82,10 @@ BASELINES = {
     "hog": Protocol("baselines", 1, "10-NN of histograms of oriented gradients"),
 }
 _LAZY = {
+    "Comparison": "comparison",
     "Preprocess": "features",
     "Result": "results",
+    "compare": "comparison",
     "evaluate": "run",
     "extract": "features",
     "gain": "results",
@@ -66,6 +95,11 @@ _LAZY = {
     "trivial": "run",
     "write_results": "results",
 }
+
+
+def needs_labels(protocols: Iterable[str]) -> bool:
+    """Whether any of these protocols counts right answers."""
+    return any(PROTOCOLS[name].labels for name in protocols)
 
 
 def names() -> list[str]:

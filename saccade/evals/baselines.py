@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..data.bad import Bad
+from ..data.check import scan, statistics
 from ..data.plain import pictures
 from ..data.source import Source
 from ..recipe import Normalize
@@ -32,6 +33,7 @@ BINS = 8  # per channel
 ORIENTATIONS = 9  # over half a turn
 CELL = 8  # pixels
 K = 10
+WIDE = 512  # pictures, evenly spread, for the mean and deviation of what is not 8-bit
 TEMPERATURE = 0.07
 
 
@@ -45,7 +47,8 @@ class Described:
 
 def run(train: Source, test: Source, threads: int = 2) -> Iterator[tuple[str, Score]]:
     """Name and score of every baseline, cheapest first."""
-    bank, query = describe(train, threads), describe(test, threads)
+    normalize = unit(train, threads)
+    bank, query = (describe(source, threads, normalize) for source in (train, test))
     y = translate(train.classes, test.classes)[query.y]
     most = int(bank.y.bincount().argmax())
     settings = {"answer": train.classes[most], "uniform": 1 / len(train.classes)}
@@ -58,7 +61,15 @@ def run(train: Source, test: Source, threads: int = 2) -> Iterator[tuple[str, Sc
         yield name, Score(f"top1@{k}", (scores.argmax(1) == y).numpy(), settings)
 
 
-def describe(source: Source, threads: int) -> Described:
+def unit(train: Source, threads: int) -> Normalize:
+    """8-bit pixels as 0..1; of wide ones each band's mean, 2 deviations up and down, as 0..1."""
+    if not train.wide:
+        return Normalize(mean=(0.0,) * train.channels, std=(1.0,) * train.channels)
+    mean, std = statistics(scan(train, sample=WIDE, threads=threads).looks, train.channels)
+    return Normalize(mean=tuple((mean - 2 * std).tolist()), std=tuple((4 * std + 1e-9).tolist()))
+
+
+def describe(source: Source, threads: int, normalize: Normalize) -> Described:
     """Both descriptors of every readable picture, in one pass."""
     bad: list[Bad] = []
     stream = pictures(
@@ -66,7 +77,7 @@ def describe(source: Source, threads: int) -> Described:
         size=SIZE,
         resize=SIZE,
         interpolation="bilinear",
-        normalize=Normalize(mean=(0.0,) * source.channels, std=(1.0,) * source.channels),
+        normalize=normalize,
         batch_size=256,
         threads=threads,
         bad=bad,

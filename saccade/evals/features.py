@@ -27,7 +27,8 @@ from ..recipe import Normalize
 SMALL = 64  # pixels: pictures up to here are not enlarged before the crop
 VERSION = 1  # of the extraction: part of every cache key
 
-Kind = Literal["pooled", "cls-4"]  # the pooled vector, or the CLS tokens of the last 4 blocks
+# The pooled vector; the CLS tokens of the last 4 blocks; these and the last mean token.
+Kind = Literal["pooled", "cls-4", "cls-4-mean"]
 Progress = Callable[[int, int], None]  # pictures done, pictures in all
 
 
@@ -134,7 +135,10 @@ def _take(model: Backbone, x: Float[Tensor, "b c h w"], kind: Kind) -> Float[Ten
     if kind == "pooled" or not isinstance(model, PatchBackbone):
         return model(x)
     layers = model.layers(x, 4)
-    return torch.cat([t[:, 0] if model.prefix else t.mean(1) for t in layers], 1)  # [B, 4D]
+    tokens = [t[:, 0] if model.prefix else t.mean(1) for t in layers]
+    if kind == "cls-4-mean":
+        tokens.append(layers[-1][:, model.prefix :].mean(1))
+    return torch.cat(tokens, 1)  # [B, 4D or 5D]
 
 
 def _labels(source: Source, index: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
@@ -160,28 +164,36 @@ class Data:
         batch_size: int = 256,
         threads: int = 2,
         seed: int = 0,
+        epochs: int = 0,
+        lists: Path | None = None,
         cache: Path | None = None,
         progress: Progress = quiet,
     ) -> None:
         self.model, self.train, self.test, self.seed = model, train, test, seed
         self.classes = len(train.classes)
         self.preprocess = preprocess_for(model, normalize)
-        self._batch_size, self._threads = batch_size, threads
-        self._cache, self._progress = cache, progress
-        self._taken: dict[Kind, tuple[Features, Features]] = {}
+        self.batch_size, self.threads = batch_size, threads
+        self.epochs = epochs  # of fine-tuning; 0: the protocol's
+        self.lists = lists  # where few-label protocols name the pictures they used
+        self.progress, self._cache = progress, cache
+        self._taken: dict[tuple[Kind, bool], Features] = {}
 
     def features(self, kind: Kind) -> tuple[Features, Features]:
         """Features of the training and the test pictures, labels in the training set's classes."""
-        if kind not in self._taken:
-            bank, query = (self._features(source, kind) for source in (self.train, self.test))
-            own = translate(self.train.classes, self.test.classes).to(query.y.device)
-            self._taken[kind] = bank, Features(query.x, own[query.y], query.index)
-        return self._taken[kind]
+        bank, query = self.rows(kind, train=True), self.rows(kind, train=False)
+        own = translate(self.train.classes, self.test.classes).to(query.y.device)
+        return bank, Features(query.x, own[query.y], query.index)
+
+    def rows(self, kind: Kind, *, train: bool) -> Features:
+        """Features of the training or the test pictures, labels in their own classes."""
+        if (kind, train) not in self._taken:
+            self._taken[kind, train] = self._features(self.train if train else self.test, kind)
+        return self._taken[kind, train]
 
     def _features(self, source: Source, kind: Kind) -> Features:
         if self._cache is None:
             return self._extract(source, kind)
-        key = cache_key(self.model, source, self.preprocess, kind, self._threads)
+        key = cache_key(self.model, source, self.preprocess, kind, self.threads)
         path = self._cache / f"{key}.safetensors"
         if path.exists():
             return _load(path, source, next(self.model.parameters()).device)
@@ -195,9 +207,9 @@ class Data:
             source,
             self.preprocess,
             kind=kind,
-            batch_size=self._batch_size,
-            threads=self._threads,
-            progress=self._progress,
+            batch_size=self.batch_size,
+            threads=self.threads,
+            progress=self.progress,
         )
 
 

@@ -21,7 +21,7 @@ from ..nn.functional import knn_vote
 from .features import Data
 from .results import Score
 
-BLOCK = 1024  # test pictures compared with the whole bank at a time
+QUERIES, ROWS = 1024, 8192  # of test pictures and bank compared at a time: 32 MiB of cosines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +57,39 @@ def run(protocol: str, data: Data) -> Iterator[Score]:
 def neighbors(
     query: Float[Tensor, "n d"], bank: Float[Tensor, "m d"], k: int
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
-    """Cosine and row of the k nearest rows of the bank, nearest first."""
-    bank = F.normalize(bank, dim=1)
-    near = [(F.normalize(x, dim=1) @ bank.T).topk(k) for x in query.split(BLOCK)]
-    return torch.cat([n.values for n in near]), torch.cat([n.indices for n in near])
+    """Cosine and row of the k nearest rows of the bank, nearest first.
+
+    Memory beyond the two arguments and the answer is one block of cosines, whatever their sizes.
+    """
+    unit = F.normalize(query, dim=1)
+    best = query.new_full((len(query), k), -torch.inf)
+    row = torch.zeros(len(query), k, dtype=torch.long, device=query.device)
+    for start in range(0, len(bank), ROWS):
+        block = F.normalize(bank[start : start + ROWS], dim=1).T  # [D, rows]
+        for first in range(0, len(query), QUERIES):
+            at = slice(first, first + QUERIES)
+            values, place = _above(unit[at] @ block, best[at, -1:], k)
+            best[at], chosen = torch.cat([best[at], values], 1).topk(k)
+            row[at] = torch.cat([row[at], place + start], 1).gather(1, chosen)
+    return best, row
+
+
+def _above(
+    cosine: Float[Tensor, "b r"], floor: Float[Tensor, "b 1"], k: int
+) -> tuple[Float[Tensor, "b c"], Int[Tensor, "b c"]]:
+    """What may be among the k nearest: the few above the k-th so far, filled up with -inf."""
+    if not floor.isfinite().all():
+        near = cosine.topk(min(k, cosine.shape[1]))
+        return near.values, near.indices
+    query, column = (cosine > floor).nonzero(as_tuple=True)
+    counts = query.bincount(minlength=len(cosine))
+    width = int(counts.max())
+    slot = torch.arange(len(query), device=query.device) - (counts.cumsum(0) - counts)[query]
+    values = cosine.new_full((len(cosine), width), -torch.inf)
+    place = torch.zeros(len(cosine), width, dtype=torch.long, device=cosine.device)
+    values[query, slot] = cosine[query, column]
+    place[query, slot] = column
+    return values, place
 
 
 def vote(

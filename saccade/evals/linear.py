@@ -7,12 +7,15 @@ half a cosine moved per epoch, on the CLS tokens of the last 4 blocks, each afte
 on the pooled vector of networks without blocks; on mean tokens of transformers without CLS.
 `linear-mae` (He et al. 2021, arXiv:2111.06377): LARS, lr .1 x B/256, momentum .9, 90 epochs,
 10 of warm-up, half a cosine, on the CLS token through a batch norm without weights.
-All: no weight decay, weights from N(0, .01), bias 0, and the accuracy after the last epoch (many
-scripts report the best one).
+`linear-simclr` (Chen et al. 2020, arXiv:2002.05709): SGD with Nesterov momentum .9, lr .1 x B/256,
+90 epochs, half a cosine, weights from 0, on the pooled vector.
+All: no weight decay, weights from N(0, .01) unless said, bias 0, and the accuracy after the last
+epoch (many scripts report the best one).
 
 Deviations: features are cached from center crops, where the papers' probes see a new
 RandomResizedCrop and flip of every picture in every epoch. The batch is 256 for DINO
-(official: 1024) and 1024 for MAE (official: 16384), which the linear rule for lr covers.
+(official: 1024) and 1024 for MAE and SimCLR (official: 16384 and 4096), which the linear rule for
+lr covers; SimCLR's README adds a weight decay of 1e-6.
 """
 
 from __future__ import annotations
@@ -41,6 +44,8 @@ class Probe:
     batch_size: int
     features: Kind = "pooled"
     batch_norm: bool = False  # without weights, eps 1e-6, before the classifier
+    nesterov: bool = False
+    start_std: float = 0.01  # of the first weights
 
 
 PROTOCOLS = {
@@ -65,6 +70,13 @@ PROTOCOLS = {
         epochs=90,
         batch_size=1024,
         batch_norm=True,
+    ),
+    "linear-simclr": Probe(
+        optim=Optim(lr=0.1, weight_decay=0.0),
+        epochs=90,
+        batch_size=1024,
+        nesterov=True,
+        start_std=0.0,
     ),
 }
 
@@ -106,9 +118,9 @@ def fit(cfg: Probe, bank: Features, classes: int, seed: int) -> nn.Module:
 
 
 def classifier(cfg: Probe, dim: int, classes: int, draws: torch.Generator) -> nn.Sequential:
-    """N(0, .01) weights and zero bias, behind MAE's batch norm where the protocol has it."""
+    """Normal weights and zero bias, behind MAE's batch norm where the protocol has it."""
     linear = nn.Linear(dim, classes)
-    nn.init.normal_(linear.weight, std=0.01, generator=draws)
+    nn.init.normal_(linear.weight, std=cfg.start_std, generator=draws)
     nn.init.zeros_(linear.bias)
     norm = nn.BatchNorm1d(dim, eps=1e-6, affine=False) if cfg.batch_norm else nn.Identity()
     return nn.Sequential(norm, linear)
@@ -119,7 +131,9 @@ def _optimizer(cfg: Probe, head: nn.Sequential) -> torch.optim.Optimizer:
     if cfg.optim.name == "lars":  # the bias is not adapted
         groups = [{"params": [linear.weight]}, {"params": [linear.bias], "adapt": False}]
         return Lars(groups, momentum=cfg.optim.momentum, trust=cfg.optim.trust)
-    return torch.optim.SGD(linear.parameters(), lr=cfg.optim.lr, momentum=cfg.optim.momentum)
+    return torch.optim.SGD(
+        linear.parameters(), cfg.optim.lr, cfg.optim.momentum, nesterov=cfg.nesterov
+    )
 
 
 def _split(

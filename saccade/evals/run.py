@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -13,11 +13,11 @@ from ..config import suggest, to_dict
 from ..core import Backbone
 from ..data.source import Source, Subset
 from ..recipe import Normalize
-from . import BASELINES, PROTOCOLS
+from . import BASELINES, PROTOCOLS, needs_labels
 from .baselines import run as run_baselines
 from .features import Data, Progress, quiet
 from .interval import bootstrap
-from .results import Result, Score, pack
+from .results import Figure, Result, Score, pack
 
 
 def evaluate(
@@ -31,15 +31,20 @@ def evaluate(
     batch_size: int = 256,
     threads: int = 2,
     seed: int = 0,
+    epochs: int = 0,
+    lists: Path | None = None,
     cache: Path | None = None,
     progress: Progress = quiet,
 ) -> list[Result]:
     """Every protocol on one model, in order, the headline of a protocol first.
 
-    `name` is what the results call the model. `cache` keeps features between calls.
+    `name` is what the results call the model. `epochs` overrides those of fine-tuning and of
+    linear-dinov2, `lists` is a folder for the pictures that few-label protocols used, `cache` one
+    that keeps features.
     """
-    _check(protocols)
-    train, test = labeled(train, "data"), labeled(test, "eval-data")
+    check(protocols, epochs)
+    if needs_labels(protocols):
+        train, test = labeled(train, "data"), labeled(test, "eval-data")
     data = Data(
         model,
         train,
@@ -48,6 +53,8 @@ def evaluate(
         batch_size=batch_size,
         threads=threads,
         seed=seed,
+        epochs=epochs,
+        lists=lists,
         cache=cache,
         progress=progress,
     )
@@ -96,8 +103,21 @@ def fingerprint(source: Source) -> str:
     return total.hexdigest()
 
 
-def _result(model: str, protocol: str, score: Score, common: dict) -> Result:
-    interval = bootstrap(score.correct, common["seed"])
+def check(protocols: Sequence[str], epochs: int = 0) -> None:
+    """Raise ValueError for an unknown protocol, or for epochs that none of them reads."""
+    for name in protocols:
+        if name not in PROTOCOLS:
+            raise ValueError(f"setting protocol: {name!r} is unknown{suggest(name, PROTOCOLS)}")
+    if epochs and not any(PROTOCOLS[name].epochs for name in protocols):
+        raise ValueError(
+            f"setting epochs={epochs}: {', '.join(protocols)} does not read it; "
+            "leave it out, or choose linear-dinov2, a semi or a finetune protocol"
+        )
+
+
+def _result(model: str, protocol: str, score: Score | Figure, common: dict) -> Result:
+    held = isinstance(score, Figure)
+    interval = score.interval if held else bootstrap(score.values, common["seed"])
     return Result(
         model=model,
         protocol=protocol,
@@ -105,13 +125,8 @@ def _result(model: str, protocol: str, score: Score, common: dict) -> Result:
         value=interval.value,
         low=interval.low,
         high=interval.high,
-        n=len(score.correct),
+        n=score.n if held else len(score.values),
         settings=common | score.settings,
-        hits=pack(score.correct),
+        hits="" if held else pack(score.values),
+        unit=score.unit if held else "%",
     )
-
-
-def _check(protocols: Iterable[str]) -> None:
-    for name in protocols:
-        if name not in PROTOCOLS:
-            raise ValueError(f"setting protocol: {name!r} is unknown{suggest(name, PROTOCOLS)}")

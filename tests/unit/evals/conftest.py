@@ -24,16 +24,13 @@ class Toy(Source):
     def __len__(self):
         return len(self.x)
 
-    def read(self, i):
+    def stored(self, i):
         if i in self.bad:
             raise BadPicture(self.name(i), "cut short")
         return self.x[i]
 
     def name(self, i):
         return f"{i}.png"
-
-    def mode(self, i):
-        return "RGB"
 
 
 class Net(Backbone):
@@ -67,10 +64,13 @@ def net():
 def given(net):
     """Data whose features are these."""
 
-    def make(bank, y, query, truth, kind="pooled"):
-        data = Data(net, Toy(classes=int(y.max()) + 1), Toy(), normalize=Normalize())
-        rows = [Features(x, t, torch.arange(len(x))) for x, t in ((bank, y), (query, truth))]
-        data._taken[kind] = (rows[0], rows[1])
+    def make(bank, y, query, truth, kind="pooled", classes=None):
+        train, test = Toy(classes=int(y.max()) + 1), Toy(classes=int(y.max()) + 1)
+        if classes is not None:
+            train.classes, test.classes = classes
+        data = Data(net, train, test, normalize=Normalize())
+        for train, x, t in ((True, bank, y), (False, query, truth)):
+            data._taken[kind, train] = Features(x, t, torch.arange(len(x)))
         return data
 
     return make

@@ -3,8 +3,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
-from saccade.evals.interval import bootstrap, over_seeds, paired, t_quantile
+from saccade.evals.interval import (
+    bootstrap,
+    jackknife,
+    over_seeds,
+    paired,
+    paired_p,
+    t_quantile,
+    weighted_bootstrap,
+)
 
 
 def test_equals_a_bootstrap_that_resamples_pictures():
@@ -65,3 +74,44 @@ def test_t_interval_holds_the_mean_as_often_as_it_says():
 def test_one_seed_has_no_interval():
     with pytest.raises(ValueError, match="seeds: 1 run has no spread"):
         over_seeds([0.5])
+
+
+@pytest.mark.parametrize(("up", "down"), [(12, 3), (5, 5), (40, 0), (300, 260)])
+def test_p_of_right_and_wrong_is_scipys_binomial_test(up, down):
+    a, b = np.zeros(700, dtype=bool), np.zeros(700, dtype=bool)
+    b[:up], a[up : up + down] = True, True
+    expected = stats.binomtest(up, up + down).pvalue
+    assert paired_p(a, b) == pytest.approx(expected, rel=1e-6)
+    assert paired_p(b, a) == paired_p(a, b)
+
+
+def test_p_of_numbers_is_scipys_permutation_test():
+    draws = np.random.default_rng(3)
+    a = draws.random(40)
+    b = a + draws.normal(0.05, 0.2, 40)
+    theirs = stats.permutation_test(
+        (b - a,), np.mean, permutation_type="samples", n_resamples=10_000, rng=draws
+    )
+    assert paired_p(a, b) == pytest.approx(theirs.pvalue, abs=0.02)
+
+
+def test_models_that_answer_alike_have_p_1():
+    a = np.arange(9) % 2 == 0
+    assert paired_p(a, a) == 1
+    assert paired_p(a.astype(float), a.astype(float)) == 1
+
+
+def test_jackknife_of_a_mean_is_the_t_interval_of_group_means():
+    x = np.random.default_rng(0).random(200)
+    found = jackknife(lambda rows: float(x[rows].mean()), 200)
+    groups = np.array([x[np.arange(200) % 10 == g].mean() for g in range(10)])
+    low, high = stats.t.interval(0.95, 9, groups.mean(), stats.sem(groups))
+    assert (found.value, found.low, found.high) == pytest.approx((x.mean(), low, high), abs=1e-4)
+
+
+def test_weighted_bootstrap_of_a_mean_is_the_bootstrap():
+    x = np.arange(300) % 3 == 0
+    found = weighted_bootstrap(lambda w: float(np.average(x, weights=w)), 300, draws=2000)
+    plain = bootstrap(x)
+    ours = (found.value, found.low, found.high)
+    assert ours == pytest.approx((plain.value, plain.low, plain.high), abs=0.01)

@@ -1,21 +1,42 @@
 import numpy as np
 import pytest
+import torch
 
-from saccade.evals import PROTOCOLS, evaluate, gain
-from saccade.recipe import Normalize
+from saccade import backbones
+from saccade.evals import PROTOCOLS, evaluate, gain, grid
+from saccade.recipe import BackboneConfig, Normalize
 
 
-def test_every_protocol_gives_a_figure_with_interval_and_settings(net, toy):
+def test_every_protocol_gives_a_figure_with_interval_and_settings(toy, monkeypatch):
+    monkeypatch.setitem(grid.PROTOCOLS, "linear-dinov2", grid.Grid(epochs=1, epoch_steps=30))
+    torch.manual_seed(0)
+    vit = backbones.create(BackboneConfig(name="vit_nano_patch8_64", image_size=16))
     train, test = toy(210), toy(30, seed=1)
-    results = evaluate(net, train, test, list(PROTOCOLS), normalize=Normalize(), name="toy")
+    results = evaluate(
+        vit, train, test, list(PROTOCOLS), normalize=Normalize(), name="toy", epochs=1
+    )
     assert {r.protocol.partition("/")[0] for r in results} == set(PROTOCOLS)
     for r in results:
         assert (r.model, r.n) == ("toy", 30)
-        assert 0 <= r.low <= r.value <= r.high <= 1
+        assert r.low <= r.value <= r.high
+        assert r.unit == "" or 0 <= r.low <= r.high <= 1
         assert r.settings["preprocess"]["size"] == 16
-        assert r.settings["bank"] == 210
     assert results[0].metric == "top1@20"
     assert results[0].value > 0.9  # brightness is easy
+
+
+def test_epochs_that_no_protocol_reads_are_refused(net, toy):
+    with pytest.raises(ValueError, match="epochs=3: knn-dino does not read it"):
+        evaluate(net, toy(), toy(), ["knn-dino"], normalize=Normalize(), epochs=3)
+
+
+def test_label_free_needs_no_labels(net, toy):
+    sources = [toy(40, labeled=False), toy(40, labeled=False)]
+    results = evaluate(net, *sources, ["label-free"], normalize=Normalize())
+    assert [r.metric for r in results] == [
+        *("RankMe", "alpha-ReQ", "uniformity", "LiDAR", "alignment"),
+    ]
+    assert {r.unit for r in results} == {""}
 
 
 def test_figures_repeat(net, toy):
