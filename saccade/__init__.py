@@ -5,10 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import embed, evaluate, export, load, pretrain
+    from .api import embed, evaluate, export, load, predict, pretrain, train
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "embed", "evaluate", "export", "load", "pretrain"]
+__all__ = [
+    "__version__",
+    "embed",
+    "evaluate",
+    "export",
+    "load",
+    "predict",
+    "pretrain",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,14 +7,16 @@ from typing import Any
 
 from torch import nn
 
-from . import embedding, evals, exports, pretraining, weights
+from . import embedding, evals, exports, pretraining, training, weights
 from . import run as runs
+from .data.bad import Bad
 from .data.source import open_source
 from .embedding import Embedded
 from .engine import distributed
 from .evals.results import Result
 from .exports import Proof
 from .pretraining import Pretrained
+from .training import Trained
 
 
 def pretrain(
@@ -35,10 +37,41 @@ def pretrain(
     """
     out = Path(out)
     flags = {"data": data} if data else {}
-    sets = [f"{name.replace('__', '.')}={_text(value)}" for name, value in settings.items()]
-    run = runs.assemble(method=method, recipe=recipe, config=None, out=None, flags=flags, sets=sets)
+    run = runs.assemble(
+        method=method, recipe=recipe, config=None, out=None, flags=flags, sets=_sets(settings)
+    )
     pretraining.prepare(run, out, resume=resume, overwrite=overwrite)
     return pretraining.pretrain(run, out, resume=resume, overwrite=overwrite)
+
+
+def train(
+    system: str,
+    data: str,
+    *,
+    weights: str = "",
+    recipe: str = "",
+    out: str | Path = "runs/train",
+    resume: bool = False,
+    overwrite: bool = False,
+    **settings: Any,
+) -> Trained:
+    """Train a downstream system on labelled data, from `weights` where given.
+
+    `settings` as in `pretrain`. Raises ValueError for a wrong setting and RunError where the run
+    could not go on.
+    """
+    out = Path(out)
+    flags = {k: v for k, v in {"data": data, "weights": weights}.items() if v}
+    run = runs.assemble_train(
+        system=system, recipe=recipe, config=None, out=None, flags=flags, sets=_sets(settings)
+    )
+    training.prepare(run, out, resume=resume, overwrite=overwrite)
+    return training.train(run, out, resume=resume, overwrite=overwrite)
+
+
+def predict(run: str | Path, pictures: str, *, out: str | Path) -> list[Bad]:
+    """Write what a trained system sees into the folder `out`; pictures it could not read."""
+    return training.predict(Path(run), pictures, Path(out))
 
 
 def load(name: str, *, backbone: str = "", image_size: int | None = None) -> nn.Module:
@@ -80,6 +113,10 @@ def export(name: str, format: str, out: str | Path, *, data: str = "demo") -> Pr
 
     loaded = weights.load(name)
     return exports.export(loaded, format, Path(out), pictures_for(loaded, data))
+
+
+def _sets(settings: dict[str, Any]) -> list[str]:
+    return [f"{name.replace('__', '.')}={_text(value)}" for name, value in settings.items()]
 
 
 def _text(value: Any) -> str:

@@ -95,7 +95,7 @@ def run_step(
         },
         "machine": machine(),
         "versions": versions(),
-        "arms": {arm: {"seconds": s, **_spread(s)} for arm, s in seconds.items()},
+        "arms": {arm: {"seconds": s, **spread(s)} for arm, s in seconds.items()},
         "ratios": ratios(seconds),
     }
 
@@ -137,8 +137,7 @@ def ratios(seconds: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
     for a, b in (("saccade", "bare"), ("lightly", "bare"), ("saccade", "lightly")):
         if a in best and b in best:
             pairs = zip(seconds[best[a]], seconds[best[b]], strict=True)
-            spread = _spread([x / y for x, y in pairs])
-            found[f"{a} / {b}"] = {**spread, "of": [best[a], best[b]]}
+            found[f"{a} / {b}"] = {**spread([x / y for x, y in pairs]), "of": [best[a], best[b]]}
     return found
 
 
@@ -160,7 +159,8 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "saccade": __version__, **others}
 
 
-def _spread(values: list[float]) -> dict[str, float]:
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and quartiles."""
     low, middle, high = torch.tensor(values).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
     return {"median": middle, "low": low, "high": high}
 
@@ -220,7 +220,7 @@ def _saccade(task: Method, batch: Views) -> Work:
     task.to(batch.index.device).train()
     optimizer = optim.build(task, OPTIM)
     clock = Clock(1, 1000, 100)
-    optim.set_rates(optimizer, OPTIM.lr, 1e-4)
+    optim.set_rates(optimizer, OPTIM.lr, OPTIM.lr, 1e-4)
 
     def work() -> None:
         loss = task(batch, clock).loss

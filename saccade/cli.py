@@ -19,7 +19,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-bench = typer.Typer(help="Measure: cost of a training step beside its peers.", no_args_is_help=True)
+bench = typer.Typer(
+    help="Measure beside peers: a training step, the making of views.", no_args_is_help=True
+)
 app.add_typer(bench, name="bench")
 
 UsageError: Any = typer.BadParameter.__base__  # click's own, or the copy inside newer typer
@@ -51,6 +53,7 @@ def pretrain(
     eval_data: Annotated[str, typer.Option(help="Labelled pictures to measure on.")] = "",
     config: Annotated[Path | None, typer.Option(help="A run.json to run again.")] = None,
     weights: Annotated[str, typer.Option(help="Initialize the encoder from these.")] = "",
+    cache: Annotated[str, typer.Option(help="Folder of a packed copy, made on first use.")] = "",
     workers: Annotated[int, typer.Option(min=0, help="Threads that decode, per rank.")] = 0,
     devices: Annotated[int, typer.Option(min=0, help="GPUs, or processes on a CPU.")] = 0,
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "",
@@ -65,6 +68,7 @@ def pretrain(
         "epochs": epochs,
         "steps": steps,
         "batch_size": batch_size,
+        "engine.cache.folder": cache,
         "engine.workers": workers,
         "engine.devices": devices,
         "engine.precision": precision,
@@ -89,33 +93,123 @@ def pretrain(
 
 
 @app.command()
+def train(
+    system: Annotated[str, typer.Argument(help="See `saccade list systems`.")],
+    data: Annotated[str, typer.Argument(help="Labelled data of the system's kind.")],
+    weights: Annotated[str, typer.Option(help="Initialize the encoder from these.")] = "",
+    backbone: Annotated[str, typer.Option(help="Any timm name; see `list backbones`.")] = "",
+    recipe: Annotated[str, typer.Option(help="See `list recipes`; small is for a CPU.")] = "",
+    epochs: Annotated[int, typer.Option(min=0, help="0 takes the recipe's.")] = 0,
+    steps: Annotated[int, typer.Option(min=0, help="Instead of epochs.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=0, help="Global, over all devices.")] = 0,
+    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/train"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in OUT.")] = False,
+    eval_data: Annotated[str, typer.Option(help="Test data; else the test split.")] = "",
+    config: Annotated[Path | None, typer.Option(help="A run.json to run again.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Threads that decode, per rank.")] = 0,
+    devices: Annotated[int, typer.Option(min=0, help="GPUs, or processes on a CPU.")] = 0,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "",
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    sets: Sets = [],  # noqa: B006
+) -> None:
+    """Fine-tune a backbone on labelled data as part of a system, and measure it."""
+    flags: dict[str, Any] = {
+        "data": data,
+        "eval_data": eval_data,
+        "weights": weights,
+        "steps": steps,
+        "batch_size": batch_size,
+        "engine.workers": workers,
+        "engine.devices": devices,
+        "engine.precision": precision,
+        "backbone.name": backbone,
+    }
+    chosen = {k: v for k, v in flags.items() if v}
+    if epochs:
+        chosen |= {"epochs": epochs, "steps": steps}  # steps of the recipe no longer count
+    if seed is not None:
+        chosen["seed"] = seed
+    from . import run as runs
+    from .commands import run_train
+
+    run = runs.assemble_train(
+        system=system,
+        recipe=recipe,
+        config=config,
+        out=out if resume else None,
+        flags=chosen,
+        sets=sets,
+    )
+    code = run_train(run, out, resume=resume, overwrite=overwrite, arguments=sys.argv[1:])
+    raise typer.Exit(code)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="What `saccade train` left.")],
+    pictures: Annotated[str, typer.Argument(help="A picture, or any source of them.")],
+    out: Annotated[Path, typer.Option(help="A new folder.")],
+) -> None:
+    """Let a trained system look at pictures: boxes and masks as JSON, and drawn."""
+    from .commands import run_predict
+
+    run_predict(run, pictures, out)
+
+
+@app.command()
 def evaluate(
     weights: Annotated[str, typer.Argument(help="Run folder, checkpoint, timm:NAME, random:NAME.")],
     data: Annotated[str, typer.Option(help="Labelled pictures: bank, or training set.")],
     eval_data: Annotated[str, typer.Option(help="Test pictures; else the test split.")] = "",
-    protocol: Annotated[str, typer.Option(help="Comma-separated.")] = "knn-dino",
-    limit: Annotated[int, typer.Option(min=0, help="First training pictures only.")] = 0,
+    protocol: Annotated[
+        str, typer.Option(help="Comma-separated; see `list protocols`.")
+    ] = "knn-dino",
+    compare: Annotated[
+        list[str], typer.Option(help="Other weights on the same pictures. Repeatable.")
+    ] = [],  # noqa: B006
+    baselines: Annotated[
+        bool, typer.Option(help="Random weights and trivial ones beside, remembered.")
+    ] = True,
+    part: Annotated[
+        str, typer.Option(help="Of a checkpoint with several: teacher, student, ema, ...")
+    ] = "",
+    limit: Annotated[int, typer.Option(min=0, help="Training pictures, evenly spread.")] = 0,
+    epochs: Annotated[int, typer.Option(min=0, help="Of fine-tuning and linear-dinov2.")] = 0,
     backbone: Architecture = "",
     image_size: ImageSize = 0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     workers: Workers = 2,
+    cache: Annotated[str, typer.Option(help="Folder that keeps features between calls.")] = "",
+    plot: Annotated[str, typer.Option(help="Draw the figures into a .png file.")] = "",
     json_out: JsonOut = "",
 ) -> None:
-    """Measure a backbone under named protocols, with 95 % intervals."""
+    """Measure backbones under named protocols, with 95 % intervals and paired tests."""
     from .commands import run_evaluate
+    from .evaluation import Request
 
-    run_evaluate(
-        weights,
-        data,
-        eval_data,
-        protocol.split(","),
+    beside = Path(weights) if Path(weights).is_dir() else None
+    if json_out and json_out != "-":
+        beside = Path(json_out).parent
+    request = Request(
+        weights=(weights, *compare),
+        data=data,
+        eval_data=eval_data,
+        protocols=tuple(protocol.split(",")),
         limit=limit,
         backbone=backbone,
+        part=part,
         image_size=image_size,
         seed=seed,
         workers=workers,
-        json_out=json_out,
+        epochs=epochs,
+        baselines=baselines,
+        cache=Path(cache) if cache else None,
+        lists=beside / "labels" if beside else None,
     )
+    run_evaluate(request, json_out=json_out, plot=plot)
 
 
 @app.command()
@@ -163,9 +257,35 @@ def export(
     run_export(weights, format, out, data, backbone=backbone, image_size=image_size)
 
 
+@app.command()
+def pack(
+    data: Annotated[str, typer.Argument(help="Pictures: all splits of them.")],
+    out: Annotated[Path, typer.Option(help="A new folder, or one that was not finished.")],
+    size: Annotated[int, typer.Option(min=0, help="Of the short side; 0: as they are.")] = 0,
+    format: Annotated[str, typer.Option(help="auto (raw where small), raw or jpeg.")] = "auto",
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG.")] = 90,
+    channels: Annotated[int, typer.Option(min=1)] = 3,
+    workers: Workers = 2,
+    json_out: JsonOut = "",
+) -> None:
+    """Copy pictures into a few large files that are quick to read; kill it and go on."""
+    from .commands import run_pack
+
+    run_pack(
+        data,
+        out,
+        size=size,
+        format=format,
+        quality=quality,
+        channels=channels,
+        workers=workers,
+        json_out=json_out,
+    )
+
+
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="methods, backbones, protocols or recipes.")],
+    what: Annotated[str, typer.Argument(help="methods, systems, backbones, protocols or recipes.")],
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Name what there is."""
@@ -177,12 +297,26 @@ def list_(
 @app.command()
 def doctor(
     data: Annotated[str, typer.Argument(help="Pictures to check; optional.")] = "",
+    eval_data: Annotated[str, typer.Option(help="Test pictures; else the test split.")] = "",
+    sample: Annotated[int, typer.Option(min=0, help="Pictures looked at; 0: up to 20,000.")] = 0,
+    method: Annotated[str, typer.Option(help="Whose views are timed.")] = "simclr",
+    recipe: Annotated[str, typer.Option(help="Of the method.")] = "paper",
+    workers: Workers = 2,
     json_out: JsonOut = "",
 ) -> None:
-    """Check this installation, and a data set: versions, devices, broken files, speed."""
+    """Check this installation, and a data set: broken files, doubles, statistics, speed."""
     from .doctor import run_doctor
 
-    raise typer.Exit(run_doctor(data, json_out))
+    code = run_doctor(
+        data,
+        eval_data=eval_data,
+        sample=sample,
+        method=method,
+        recipe=recipe,
+        workers=workers,
+        json_out=json_out,
+    )
+    raise typer.Exit(code)
 
 
 @bench.command("step")
@@ -198,6 +332,37 @@ def bench_step(
     from .commands import run_bench_step
 
     run_bench_step(method, backbone, image_size, batch_size, rounds, json_out)
+
+
+@bench.command("data")
+def bench_data(
+    data: Annotated[str, typer.Argument(help="Pictures.")],
+    views: Annotated[str, typer.Option(help="dino, simclr, moco or mae.")] = "dino",
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    pictures: Annotated[int, typer.Option(min=2, help="Of the data, evenly spread.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1)] = 10,
+    image_size: Annotated[int, typer.Option(min=16, help="Of the largest view.")] = 224,
+    json_out: JsonOut = "",
+) -> None:
+    """Views a second beside lightly, torchvision, the plain DataLoader, and decoding alone."""
+    from .commands import run_bench_data
+
+    run_bench_data(data, views, threads, pictures, rounds, image_size, json_out)
+
+
+@bench.command("attention")
+def bench_attention(
+    sizes: Annotated[str, typer.Option(help="Sides of the map, comma-separated.")] = "8,16,32,64",
+    channels: Annotated[int, typer.Option(min=8)] = 64,
+    batch_size: Annotated[int, typer.Option(min=1)] = 2,
+    rounds: Annotated[int, typer.Option(min=1)] = 5,
+    plot: Annotated[str, typer.Option(help="Draw the figures into a .png file.")] = "",
+    json_out: JsonOut = "",
+) -> None:
+    """Time and memory of attention, convolution and lambda layers as the map grows."""
+    from .commands import run_bench_attention
+
+    run_bench_attention(sizes, channels, batch_size, rounds, plot, json_out)
 
 
 def main() -> NoReturn:

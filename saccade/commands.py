@@ -4,18 +4,36 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
+from rich.console import Console
 
-from . import bench, embedding, evals, exports, pretraining, weights
+from . import (
+    bench,
+    bench_attention,
+    bench_data,
+    config,
+    embedding,
+    evals,
+    evaluation,
+    exports,
+    pretraining,
+    training,
+    weights,
+)
+from .data import packing
 from .data.source import open_source
 from .engine import distributed
 from .engine.log import counter
+from .evals import comparison
 from .evals.features import batches
 from .evals.results import Result, write_json
-from .run import Run
+from .recipe import Cache
+from .run import Run, TrainRun
 
 RESULTS = "results.json"
 
@@ -37,6 +55,37 @@ def run_pretrain(
     _say(f"finished in {ended.seconds:.0f} s; the backbone is in {out / 'backbone'}")
     measure(run, out)
     return 0
+
+
+def run_train(
+    run: TrainRun, out: Path, *, resume: bool, overwrite: bool, arguments: list[str]
+) -> int:
+    """Exit code of a whole training: in this process, or one process per device."""
+    training.prepare(run, out, resume=resume, overwrite=overwrite)
+    if run.engine.devices > 1 and not distributed.launched():
+        return distributed.launch(run.engine.devices, arguments)
+    ended = training.train(run, out, resume=resume, overwrite=overwrite)
+    if not distributed.first():
+        return 0
+    if not ended.finished:
+        _say(f"interrupted; go on with: saccade train {run.name} {run.data} --out {out} --resume")
+        return 130
+    _say(f"finished in {ended.seconds:.0f} s; the system is in {out}")
+    results = training.measure(out)
+    if not results:
+        _say("no test data, so nothing is measured; give --eval-data to see what was learned")
+        return 0
+    evals.write_results(out / RESULTS, results, {"run": str(out), "data": run.data})
+    _show(results, f"{run.name} on {run.eval_data or run.data}")
+    return 0
+
+
+def run_predict(run: Path, pictures: str, out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"setting out: {out} is not empty; choose another folder")
+    for one in training.predict(run, pictures, out):
+        _say(f"left out {one.name}: {one.reason}")
+    _say(f"predictions are in {out}")
 
 
 def measure(run: Run, out: Path) -> list[Result]:
@@ -77,43 +126,29 @@ def headlines(results: Sequence[Result]) -> list[Result]:
     return kept
 
 
-def run_evaluate(
-    name: str,
-    data: str,
-    eval_data: str,
-    protocols: list[str],
-    *,
-    limit: int,
-    backbone: str,
-    image_size: int,
-    seed: int,
-    workers: int,
-    json_out: str,
-) -> None:
-    loaded = weights.load(name, backbone=backbone, image_size=image_size or None, seed=seed)
-    _note(loaded)
-    channels = loaded.config.channels
-    train = open_source(data, split="train", channels=channels, limit=limit)
-    test = open_source(eval_data or data, split="test", channels=channels)
-    results = evals.evaluate(
-        loaded.backbone.to(distributed.device()),
-        train,
-        test,
-        protocols,
-        normalize=loaded.normalize,
-        name=name,
-        threads=workers,
-        seed=seed,
-        progress=counter("features"),
-    )
-    extra = {"weights": name, "data": data, "eval_data": eval_data, "limit": limit}
+def run_evaluate(request: evaluation.Request, *, json_out: str, plot: str) -> None:
+    results = evaluation.evaluate(request, evaluation.say)
+    compared = evals.compare(results, request.weights[0], request.seed)
+    extra = {
+        "weights": request.weights[0],
+        "compare": list(request.weights[1:]),
+        "data": request.data,
+        "eval_data": request.eval_data,
+        "limit": request.limit,
+        "comparisons": [c.to_dict() for c in compared],
+    }
+    if plot:
+        comparison.plot(headlines(results), Path(plot))
     if json_out == "-":
         print(json.dumps({**extra, "results": [r.to_dict() for r in results]}, indent=2))
         return
-    target = Path(json_out) if json_out else _beside(name)
+    target = Path(json_out) if json_out else _beside(request.weights[0])
     if target:
         evals.write_results(target, results, extra)
     _show(results, "")
+    others = [c for c in compared if c.model in request.weights]
+    if others:
+        Console().print(comparison.table(others))
 
 
 def run_embed(
@@ -122,7 +157,7 @@ def run_embed(
     if split not in ("train", "test"):
         raise ValueError(f"setting split: {split!r} is neither train nor test")
     loaded = weights.load(name, backbone=backbone, image_size=image_size or None)
-    _note(loaded)
+    evaluation.say(loaded)
     source = open_source(data, split=split, channels=loaded.config.channels)  # type: ignore[arg-type]
     preprocess = evals.preprocess_for(loaded.backbone, loaded.normalize)
     model = loaded.backbone.to(distributed.device())
@@ -141,12 +176,36 @@ def run_export(
     name: str, format: str, out: Path, data: str, *, backbone: str, image_size: int
 ) -> None:
     loaded = weights.load(name, backbone=backbone, image_size=image_size or None)
-    _note(loaded)
+    evaluation.say(loaded)
     proof = exports.export(loaded, format, out, pictures_for(loaded, data))
     _say(
         f"{proof.format}: {out}; largest difference {proof.max_difference:.2e} on "
         f"{proof.pictures} pictures ({', '.join(proof.compared)}), allowed {proof.tolerance:.0e}"
     )
+
+
+def run_pack(
+    data: str,
+    out: Path,
+    *,
+    size: int,
+    format: str,
+    quality: int,
+    channels: int,
+    workers: int,
+    json_out: str,
+) -> None:
+    values = {"folder": str(out), "size": size, "format": format, "quality": quality}
+    cache = config.from_dict(Cache, values)
+    told = counter("packed")
+    report = packing.pack(data, cache, channels=channels, threads=workers, progress=told)
+
+    def show(found: dict[str, Any]) -> None:
+        for one in report.unreadable:
+            _say(f"left out {one.name}: {one.reason}")
+        _say(f"{report.pictures} pictures in {out}, {report.bytes / 2**20:.1f} MiB")
+
+    _deliver(asdict(report), json_out, show)
 
 
 def run_bench_step(
@@ -155,12 +214,45 @@ def run_bench_step(
     found = bench.run_step(
         method, image_size=image_size, batch_size=batch_size, rounds=rounds, backbone=backbone
     )
-    if json_out and json_out != "-":
-        write_json(json_out, found)
-    if json_out == "-":
-        print(json.dumps(found, indent=2))
-    else:
-        bench.show(found)
+    _deliver(found, json_out, bench.show)
+
+
+def run_bench_attention(
+    sizes: str, channels: int, batch_size: int, rounds: int, plot: str, json_out: str
+) -> None:
+    found = bench_attention.run_attention(
+        sizes=_whole(sizes), channels=channels, batch_size=batch_size, rounds=rounds
+    )
+    if plot:
+        bench_attention.plot(found, Path(plot))
+    _deliver(found, json_out, bench_attention.show)
+
+
+def _whole(sizes: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(size) for size in sizes.split(","))
+    except ValueError:
+        raise ValueError(f"setting sizes: {sizes!r}; give whole numbers, such as 8,16") from None
+
+
+def run_bench_data(
+    data: str,
+    views: str,
+    threads: int,
+    pictures: int,
+    rounds: int,
+    image_size: int,
+    json_out: str,
+) -> None:
+    found = bench_data.run_data(
+        data,
+        views=views,
+        threads=threads,
+        pictures=pictures,
+        rounds=rounds,
+        image_size=image_size,
+    )
+    _deliver(found, json_out, bench_data.show)
 
 
 def pictures_for(loaded: weights.Loaded, data: str, n: int = 8) -> torch.Tensor:
@@ -170,21 +262,20 @@ def pictures_for(loaded: weights.Loaded, data: str, n: int = 8) -> torch.Tensor:
     return torch.cat([x for x, _ in batches(loaded.backbone, source, preprocess, n, 1, [])])
 
 
+def _deliver(found: dict[str, Any], json_out: str, show: Callable[[dict[str, Any]], None]) -> None:
+    if json_out and json_out != "-":
+        write_json(json_out, found)
+    if json_out == "-":
+        print(json.dumps(found, indent=2))
+    else:
+        show(found)
+
+
 def _beside(name: str) -> Path | None:
     return Path(name) / RESULTS if Path(name).is_dir() else None
 
 
-def _note(loaded: weights.Loaded) -> None:
-    report = loaded.report
-    for what, keys in (("unused", report.unexpected), ("resized", report.resized)):
-        if keys:
-            more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
-            _say(f"{len(keys)} {what} keys in {loaded.source}: {', '.join(keys[:5])}{more}")
-
-
 def _show(results: Sequence[Result], title: str) -> None:
-    from rich.console import Console
-
     Console().print(evals.table(results, title))
 
 

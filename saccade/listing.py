@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Callable
-from pathlib import Path
+from types import ModuleType
 
-from . import backbones, config, evals, methods
+from . import backbones, config, evals, methods, systems
 
 Row = dict[str, str]
 
 
 def listing(what: str) -> list[Row]:
-    """Rows of name and summary for methods, backbones, protocols or recipes."""
+    """Rows of name and summary for methods, systems, backbones, protocols or recipes."""
     kinds: dict[str, Callable[[], list[Row]]] = {
-        "methods": _methods,
+        "methods": lambda: _files(methods),
+        "systems": lambda: _files(systems),
         "backbones": lambda: [{"name": n, "what": backbones.summary(n)} for n in backbones.names()],
         "protocols": lambda: [{"name": n, "what": evals.summary(n)} for n in evals.names()],
         "recipes": _recipes,
@@ -34,28 +34,15 @@ def show(rows: list[Row], as_json: bool) -> None:
         print(f"{row['name']:{width}}  {row['what']}")
 
 
-def _methods() -> list[Row]:
-    return [{"name": n, "what": methods.summary(n)} for n in methods.names()]
+def _files(folder: ModuleType) -> list[Row]:
+    return [{"name": n, "what": folder.summary(n)} for n in folder.names()]
 
 
 def _recipes() -> list[Row]:
+    commands = ((methods, "saccade pretrain --method"), (systems, "saccade train"))
     return [
-        {
-            "name": f"{method} {recipe}",
-            "what": f"saccade pretrain --method {method} --recipe {recipe}",
-        }
-        for method in methods.names()
-        for recipe in _recipe_names(methods.path(method))
+        {"name": f"{name} {recipe}", "what": f"{command} {name} --recipe {recipe}"}
+        for folder, command in commands
+        for name in folder.names()
+        for recipe in folder.recipe_names(name)
     ]
-
-
-def _recipe_names(path: Path) -> list[str]:
-    """Keys of the RECIPES table, read without running the file."""
-    for node in ast.parse(path.read_text()).body:
-        target = node.target if isinstance(node, ast.AnnAssign) else None
-        target = node.targets[0] if isinstance(node, ast.Assign) else target
-        if isinstance(target, ast.Name) and target.id == "RECIPES":
-            assert isinstance(node, (ast.Assign, ast.AnnAssign))
-            assert isinstance(node.value, ast.Dict)
-            return [str(k.value) for k in node.value.keys if isinstance(k, ast.Constant)]
-    return []

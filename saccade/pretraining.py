@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import sys
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from . import backbones, config, methods, weights
+from . import backbones, config, methods, stage, weights
 from . import run as runs
-from .backbones.timm_adapter import load_timm_state, timm_state
-from .core import Method, PatchBackbone
+from .core import Backbone, Method
+from .data import band_views
 from .data.bad import Bad, write_bad
+from .data.check import scan, statistics
 from .data.loader import ViewLoader
 from .data.memory import in_memory
+from .data.packing import pack
 from .data.source import Source, open_source
+from .data.stream import Stream, StreamLoader, is_stream, open_stream
 from .engine import distributed
-from .engine.fit import Ended, fit
+from .engine.fit import fit
 from .engine.health import Health
 from .engine.log import counter
 from .engine.probe import OnlineKnn
 from .nn import dist, norm
+from .nn.parts import Ema
+from .recipe import Normalize
 from .run import Run
 
-BAD = "bad_files.jsonl"
-DONE = "done.json"  # written last: the run is whole
+STATISTICS = 512  # pictures, evenly spread, for the mean and deviation of other channels than RGB
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,31 +46,9 @@ class Pretrained:
 
 def prepare(run: Run, out: Path, *, resume: bool, overwrite: bool) -> None:
     """Check what can be checked without work; nothing is written. Raises ValueError."""
-    distributed.check_devices(run.engine.devices)
-    if run.batch_size % run.engine.devices:
-        raise ValueError(
-            f"setting batch_size: {run.batch_size} does not divide over "
-            f"{run.engine.devices} devices; make it a multiple"
-        )
-    if resume and overwrite:
-        raise ValueError("settings resume and overwrite exclude each other; give one")
+    stage.prepare(run, out, resume=resume, overwrite=overwrite)
     if resume:
         _check_same(run, out)
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not overwrite:
-            raise ValueError(f"setting out: {out} is not empty; add --resume or --overwrite")
-        if not (out / runs.FILE).is_file():
-            raise ValueError(
-                f"setting out: {out} is not a run, so it is not overwritten; remove it"
-            )
-
-
-def start_folder(run: Run, out: Path, *, resume: bool) -> None:
-    """Empty the run folder (unless resuming) and write `run.json`. Nothing else is deleted."""
-    if not resume and out.exists():
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
-    runs.write(run, out / runs.FILE)
 
 
 def build(run: Run) -> Method:
@@ -77,17 +57,18 @@ def build(run: Run) -> Method:
     encoder = backbones.create(run.backbone)
     method = methods.get(run.name)(run.method, encoder)
     if run.weights:
-        found = weights.load(
-            run.weights, backbone=run.backbone.name, image_size=run.backbone.image_size
-        )
-        load_timm_state(method.encoder, timm_state(found.backbone))
+        stage.initialize(method.encoder, run)
+        for m in method.modules():
+            if isinstance(m, Ema) and isinstance(m.module, Backbone):  # teachers start as copies
+                m.module.load_state_dict(method.encoder.state_dict())
     return method
 
 
 def pretrain(run: Run, out: Path, *, resume: bool = False, overwrite: bool = False) -> Pretrained:
     """Train, leaving in `out`: run.json, metrics.jsonl, checkpoints/, initial/, backbone/.
 
-    `initial` is the same encoder before training, the control arm of every figure.
+    `initial` is the same encoder before training, the control arm of every figure. Methods that
+    pretrain layers beyond the encoder leave heads.safetensors too.
     """
     began = time.perf_counter()
     with distributed.group() as device:
@@ -95,13 +76,17 @@ def pretrain(run: Run, out: Path, *, resume: bool = False, overwrite: bool = Fal
         if first:  # the other ranks must not look while this one writes
             prepare(run, out, resume=resume, overwrite=overwrite)
         train, test, bad = sources(run)
-        loader = make_loader(run, train, device)
+        run = normalized(counted(run, len(train)), train)
         method = build(run)
+        loader = make_loader(run, method, train, device)
         if first:
-            start_folder(run, out, resume=resume)
+            if resume:
+                _check_same(run, out)
+            stage.start_folder(run, out, resume=resume)
             _keep(run, method, out / "initial")
-            write_bad(out / BAD, bad)
-            _announce(run, out, len(train), len(bad))
+            write_bad(out / stage.BAD, bad)
+            stage.announce(run, out, f"{len(train)} pictures", bad)
+            _announce_channels(run)
         method = place(run, method, device)
         health = Health()
         ended = fit(
@@ -115,35 +100,80 @@ def pretrain(run: Run, out: Path, *, resume: bool = False, overwrite: bool = Fal
             seed=run.seed,
             device=device,
             health=health,
-            probe=_probe(run, train, test) if first else None,
+            probe=_probe(run, method, train, test) if first else None,
             resume=resume,
         )
         verdict = health.verdict(ended.wait)
         if first:
             later = [Bad(train.name(i), reason) for i, reason in loader.bad.items()]
-            write_bad(out / BAD, [*bad, *later])
+            write_bad(out / stage.BAD, [*bad, *later])
             _keep(run, method, out / "backbone")
+            if heads := method.heads():
+                weights.write_state(out / stage.HEADS, heads)
             if not ended.interrupted:
-                _finish(out, ended, verdict, time.perf_counter() - began)
+                stage.finish(out, ended.step, verdict, time.perf_counter() - began)
     return Pretrained(out, not ended.interrupted, verdict, time.perf_counter() - began)
 
 
 def sources(run: Run) -> tuple[Source, Source | None, list[Bad]]:
     """Training pictures, test pictures where there are labelled ones, and what was unreadable."""
     channels = run.backbone.channels
-    source = open_source(run.data, split="train", channels=channels, limit=run.limit)
+    if is_stream(run.data):
+        return _stream(run, channels), _test(run, channels), []
+    data, unreadable = _packed(run, channels)
+    source = open_source(data, split="train", channels=channels, limit=run.limit)
     budget = int(run.engine.memory_gb * 2**30)
     train, bad = in_memory(
         source, budget=budget, threads=run.engine.workers, progress=counter("reading pictures")
     )
-    return train, _test(run, channels), bad
+    return train, _test(run, channels), [*unreadable, *bad]
 
 
-def total_steps(run: Run, loader: ViewLoader) -> int:
+def counted(run: Run, images: int) -> Run:
+    """The run with the number of its pictures, where the method has a state for each."""
+    if "images" not in {f.name for f in fields(run.method)}:
+        return run
+    if run.method.images not in (0, images):
+        raise ValueError(
+            f"setting method.images: {run.method.images}, but the data has {images} pictures; "
+            "leave it at 0"
+        )
+    return replace(run, method=replace(run.method, images=images))
+
+
+def normalized(run: Run, train: Source | Stream) -> Run:
+    """The run with the data's own mean and deviation, where its recipe's are for RGB."""
+    if not _for_rgb(run) or isinstance(train, Stream):
+        return run
+    found = scan(train, sample=STATISTICS, threads=run.engine.workers)
+    mean, std = (x.tolist() for x in statistics(found.looks, run.backbone.channels))
+    own = Normalize(
+        mean=tuple(float(f"{x:.6g}") for x in mean),
+        std=tuple(float(f"{x:.6g}") if x else 1.0 for x in std),
+    )
+    return replace(run, normalize=own)
+
+
+def total_steps(run: Run, loader: ViewLoader | StreamLoader) -> int:
     return run.steps or run.epochs * loader.steps
 
 
-def make_loader(run: Run, train: Source, device: torch.device) -> ViewLoader:
+def make_loader(
+    run: Run, method: Method, train: Source, device: torch.device
+) -> ViewLoader | StreamLoader:
+    if isinstance(train, Stream):
+        return StreamLoader(
+            train,
+            run.method.views,
+            run.normalize,
+            batch_size=run.batch_size,
+            seed=run.seed,
+            window=run.shuffle,
+            rank=dist.rank(),
+            world=dist.world(),
+            threads=run.engine.workers,
+            device=device,
+        )
     return ViewLoader(
         train,
         run.method.views,
@@ -154,6 +184,7 @@ def make_loader(run: Run, train: Source, device: torch.device) -> ViewLoader:
         world=dist.world(),
         threads=run.engine.workers,
         device=device,
+        order=method.order,
     )
 
 
@@ -161,10 +192,28 @@ def place(run: Run, method: Method, device: torch.device) -> Method:
     """On its device, with statistics over all ranks where the recipe wants that."""
     if run.sync_batch_norm and dist.world() > 1:
         norm.synchronize(method)
-    method.to(device)
-    if run.engine.channels_last and not isinstance(method.encoder, PatchBackbone):
-        method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    stage.place(method, method.encoder, device, channels_last=run.engine.channels_last)
     return method
+
+
+def _for_rgb(run: Run) -> bool:
+    """Whether other channels are asked for, but statistics still are three."""
+    given = {len(run.normalize.mean), len(run.normalize.std)}
+    return run.backbone.channels != 3 and given == {3}
+
+
+def _announce_channels(run: Run) -> None:
+    if run.backbone.channels == 3:
+        return
+    lost = band_views.skipped(run.method.views, run.backbone.channels)
+    without = f"; {', '.join(lost)} need RGB and are skipped" if lost else ""
+    show = lambda values: ", ".join(f"{x:g}" for x in values)  # noqa: E731
+    print(
+        f"saccade: {run.backbone.channels} channels{without}; "
+        f"normalize.mean=[{show(run.normalize.mean)}] normalize.std=[{show(run.normalize.std)}]",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _check_same(run: Run, out: Path) -> None:
@@ -172,39 +221,56 @@ def _check_same(run: Run, out: Path) -> None:
         return
     before = runs.read(out / runs.FILE)
     same = replace(run, engine=before.engine)
-    if same != before:
-        names = [k for k, v in config.to_dict(same).items() if v != config.to_dict(before)[k]]
-        raise ValueError(
-            f"resume: {', '.join(names)} differ from {out / runs.FILE}; "
-            f"use `saccade pretrain --config {out / runs.FILE} --resume`, or another --out"
-        )
+    if run.name == before.name and config.to_dict(run.method).get("images") == 0:  # not counted yet
+        same = counted(same, before.method.images)
+    if _for_rgb(same):  # not normalized yet
+        same = replace(same, normalize=before.normalize)
+    stage.check_same(same, before, out, "pretrain")
+
+
+def _stream(run: Run, channels: int) -> Stream:
+    """The training pictures as a stream, which settings for pictures at hand do not fit."""
+    kind = methods.get(run.name)
+    for setting, given in (
+        ("limit", run.limit),
+        ("engine.cache.folder", run.engine.cache.folder),
+        ("method", run.name if kind.order is not Method.order else ""),  # chooses its own order
+    ):
+        if given:
+            raise ValueError(
+                f"setting {setting}: {given} needs pictures at hand, and {run.data} is a stream; "
+                "download it, or drop the setting"
+            )
+    return open_stream(run.data, channels, counter("counting shards"))
+
+
+def _packed(run: Run, channels: int) -> tuple[str, list[Bad]]:
+    """The data, or the pack that stands for it, and what could not be packed."""
+    cache, threads = run.engine.cache, run.engine.workers
+    if not cache.folder:
+        return run.data, []
+    report = pack(
+        run.data, cache, channels=channels, threads=threads, progress=counter("packing pictures")
+    )
+    return cache.folder, report.unreadable
 
 
 def _test(run: Run, channels: int) -> Source | None:
     if run.eval_data:
         return open_source(run.eval_data, split="test", channels=channels)
     try:
-        found = open_source(run.data, split="test", channels=channels)
+        found = open_source(run.engine.cache.folder or run.data, split="test", channels=channels)
     except ValueError:  # most folders have no test split: then there is nothing to measure on
         return None
     return found if found.split == "test" else None
 
 
-def _announce(run: Run, out: Path, pictures: int, bad: int) -> None:
-    each = run.batch_size // dist.world()
-    unreadable = f", {bad} unreadable ({BAD})" if bad else ""
-    print(
-        f"saccade: {run.name} ({run.recipe}) on {pictures} pictures of {run.data}{unreadable}; "
-        f"batch size {run.batch_size}, {each} per device; writing to {out}",
-        file=sys.stderr,
-        flush=True,
-    )
-
-
-def _probe(run: Run, train: Source, test: Source | None) -> OnlineKnn | None:
+def _probe(
+    run: Run, method: Method, train: Source, test: Source | None
+) -> Callable[[], dict[str, float]] | None:
     if test is None or train.labels is None or test.labels is None:
         return None
-    return OnlineKnn(
+    knn = OnlineKnn(
         train,
         test,
         run.backbone.image_size,
@@ -212,13 +278,9 @@ def _probe(run: Run, train: Source, test: Source | None) -> OnlineKnn | None:
         batch_size=256,
         threads=run.engine.workers,
     )
+    return lambda: {"online_knn": knn(method.kept())}
 
 
 def _keep(run: Run, method: Method, folder: Path) -> None:
     extra = {"method": run.name, "recipe": run.recipe, "seed": run.seed, "data": run.data}
     weights.save_backbone(folder, method.kept(), run.backbone, run.normalize, extra)
-
-
-def _finish(out: Path, ended: Ended, verdict: str, seconds: float) -> None:
-    done: dict[str, Any] = {"steps": ended.step, "verdict": verdict, "seconds": seconds}
-    (out / DONE).write_text(json.dumps(done, indent=2) + "\n")

@@ -10,7 +10,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2470, 0.2435, 0.2616)
 
-LrRule = Literal["none", "linear-256", "linear-512", "sqrt-1024"]
+LrRule = Literal["none", "linear-16", "linear-256", "linear-512", "sqrt-1024"]
+BatchNorm = Literal["frozen", "synchronized", "per-device"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class Schedule:
     """Learning rate over the run: linear warm-up from 0, then a shape."""
 
     warmup_epochs: float = 0.0
+    warmup_steps: int = 0  # on top of those epochs
     shape: Literal["cosine", "constant", "steps"] = "cosine"
     final_lr: float = 0.0  # what the cosine ends at; not scaled by the batch
     drops: tuple[float, ...] = (0.6, 0.8)  # shares of the run at which `steps` multiplies by .1
@@ -58,14 +60,25 @@ class Optim:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cache:
+    """A packed copy of the pictures, made when first used."""
+
+    folder: str = ""  # empty: none
+    size: int = 0  # of the short side in pixels, never enlarged; 0 keeps pictures as they are
+    format: Literal["auto", "raw", "jpeg"] = "auto"  # auto: raw up to 64x64 pixels, else files
+    quality: int = 90  # of JPEG
+
+
+@dataclass(frozen=True, kw_only=True)
 class Engine:
-    """How to run, apart from what to train. Nothing here changes the result but precision."""
+    """How to run, apart from what to train. Only precision, and a cache's size, change results."""
 
     devices: int = 1  # ranks: GPUs, or processes on a CPU
     workers: int = 2  # threads that decode and augment, per rank
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     channels_last: bool = True  # for convolutional encoders
+    cache: Cache = field(default_factory=Cache)
     memory_gb: float = 2.0  # decoded pictures kept in memory, per rank; 0 keeps none
     log_every: int = 10  # steps
     save_seconds: float = 60.0  # between checkpoints
@@ -88,9 +101,27 @@ class Recipe:
     source: str = ""  # where the numbers come from
 
 
+@dataclass(frozen=True, kw_only=True)
+class SystemRecipe:
+    """A system's settings for one purpose. `system` is the system's own Config."""
+
+    system: Any
+    backbone: BackboneConfig
+    optim: Optim
+    epochs: int = 0
+    steps: int = 0  # instead of epochs, where above 0
+    batch_size: int  # global: over all devices
+    normalize: Normalize = Normalize()
+    batch_norm: BatchNorm = "synchronized"  # frozen: the encoder keeps its statistics and weights
+    precise_steps: int = 0  # training batches that set the batch statistics anew at the end
+    source: str = ""  # where the numbers come from
+
+
 def scaled_lr(lr: float, rule: LrRule, batch_size: int) -> float:
     """Learning rate for a global batch size under a named rule."""
     match rule:
+        case "linear-16":
+            return lr * batch_size / 16
         case "linear-256":
             return lr * batch_size / 256
         case "linear-512":

@@ -6,26 +6,34 @@ import inspect
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..core import Clock, Method, Step, Views
-from ..data.loader import ViewLoader
+from ..core import Clock, Step, Task
 from ..errors import RunError
 from ..nn import dist
 from ..nn.random import fold
-from ..recipe import Engine, Optim
+from ..recipe import Engine, Optim, scaled_lr
 from . import checkpoint, optim, schedules
 from .health import FirstBad, Health
 from .log import Recorder
-from .probe import OnlineKnn
+
+
+@runtime_checkable
+class Loader(Protocol):
+    """What the loop asks of data: batches that are a function of epoch and step."""
+
+    steps: int  # of an epoch
+    wait: float  # seconds the loop has waited for batches
+
+    def batches(self, epoch: int, start: int = 0) -> Generator[Any, None, None]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +53,8 @@ BUFFERS_STAY: dict[str, Any] = {
 
 
 def fit(
-    method: Method,
-    loader: ViewLoader,
+    task: Task,
+    loader: Loader,
     cfg: Optim,
     engine: Engine,
     *,
@@ -56,39 +64,43 @@ def fit(
     seed: int,
     device: torch.device,
     health: Health,
-    probe: OnlineKnn | None = None,
+    probe: Callable[[], dict[str, float]] | None = None,
     resume: bool = False,
 ) -> Ended:
-    """Train to `steps` (or to a signal) and leave a checkpoint of the end in `out`."""
+    """Train to `steps` (or to a signal) and leave a checkpoint of the end in `out`.
+
+    `probe` gives figures for the log every `engine.knn_every` epochs.
+    """
     folder, first_rank = out / "checkpoints", dist.rank() == 0
-    optimizer = optim.build(method, cfg)
-    start = _restore(folder, method, optimizer) if resume else 0
+    optimizer = optim.build(task, cfg)
+    start = _restore(folder, task, optimizer) if resume else 0
     recorder = Recorder(out, start, tensorboard=engine.tensorboard, active=first_rank)
-    forward = _wrap(method, engine, device)
-    params = [p for p in method.parameters() if p.requires_grad]
+    forward = _wrap(task, engine, device)
+    params = [p for p in task.parameters() if p.requires_grad]
+    peak = scaled_lr(cfg.lr, cfg.lr_rule, batch_size)
     bad, began, saved_at = FirstBad(device), time.perf_counter(), time.perf_counter()
-    method.train()
+    task.train()
     with _signals() as stop, closing(recorder), closing(_stream(loader, start)) as batches:
         step = start
         while step < steps:
             clock = Clock(step, steps, loader.steps)
             if step == start or step % loader.steps == 0:
-                method.before_epoch(clock)
+                task.before_epoch(clock)
             torch.manual_seed(_step_seed(seed, step))  # so that any step can be replayed
             lr = schedules.lr_at(cfg, batch_size, step, steps, loader.steps)
             decay = schedules.weight_decay_at(cfg, clock.progress)
-            optim.set_rates(optimizer, lr, decay)
+            optim.set_rates(optimizer, lr, peak, decay)
 
             with torch.autocast(device.type, torch.bfloat16, enabled=engine.precision == "bf16"):
                 done: Step = forward(next(batches), clock)
             optimizer.zero_grad(set_to_none=True)
             done.loss.backward()
-            method.before_update(clock)
+            task.before_update(clock)
             reported = step % engine.log_every == 0 or step == steps - 1
             norm = optim.clip(params, cfg.clip, cfg.clip_by) if cfg.clip or reported else None
             bad.look(done.loss, step)
             optimizer.step()
-            method.after_update(clock)
+            task.after_update(clock)
 
             if reported:
                 _check(bad, folder)
@@ -101,12 +113,12 @@ def fit(
                     recorder.event(clock, {"warning": text})
             step += 1
             if probe and engine.knn_every and step % (engine.knn_every * loader.steps) == 0:
-                recorder.event(clock, {"online_knn": probe(method.kept())})
+                recorder.event(clock, probe())
             stopping = _agreed(stop, step, engine.log_every)
             now = time.perf_counter()
             if first_rank and (stopping or step == steps or now - saved_at > engine.save_seconds):
                 _check_here(bad, folder)
-                checkpoint.save(folder, method, optimizer, step, engine.keep)
+                checkpoint.save(folder, task, optimizer, step, engine.keep)
                 saved_at = time.perf_counter()
             if stopping:
                 break
@@ -114,13 +126,13 @@ def fit(
     return Ended(step, step < steps, loader.wait / spent)
 
 
-def _wrap(method: Method, engine: Engine, device: torch.device) -> nn.Module:
-    """The method as the loop calls it; hooks go to the method itself.
+def _wrap(task: Task, engine: Engine, device: torch.device) -> nn.Module:
+    """The task as the loop calls it; hooks go to the task itself.
 
     Buffers are not broadcast: queues and centers agree because they are fed gathered values, and
     batch statistics either are synchronized or belong to their device.
     """
-    module: nn.Module = method
+    module: nn.Module = task
     if engine.compile:
         module = torch.compile(module)  # type: ignore[assignment]
     if dist.world() > 1:
@@ -131,7 +143,7 @@ def _wrap(method: Method, engine: Engine, device: torch.device) -> nn.Module:
     return module
 
 
-def _stream(loader: ViewLoader, start: int) -> Generator[Views, None, None]:
+def _stream(loader: Loader, start: int) -> Generator[Any, None, None]:
     epoch, skip = divmod(start, loader.steps)
     while True:
         yield from loader.batches(epoch, skip)
@@ -143,7 +155,7 @@ def _step_seed(seed: int, step: int) -> int:
     return int(key.item()) & 0x7FFFFFFFFFFFFFFF
 
 
-def _restore(folder: Path, method: Method, optimizer: torch.optim.Optimizer) -> int:
+def _restore(folder: Path, task: Task, optimizer: torch.optim.Optimizer) -> int:
     saved, notes = checkpoint.latest(folder)
     if dist.rank() == 0:
         for note in notes:
@@ -154,7 +166,7 @@ def _restore(folder: Path, method: Method, optimizer: torch.optim.Optimizer) -> 
                 f"resume: no whole checkpoint in {folder}; start again with --overwrite"
             )
         return 0
-    checkpoint.load(saved, method, optimizer)
+    checkpoint.load(saved, task, optimizer)
     return saved.step
 
 

@@ -3,6 +3,7 @@
 feature_std: standard deviation of unit features over pictures, times sqrt(D): 1 for features
 spread evenly over the sphere, 0 for a constant (Chen & He 2021, arXiv:2011.10566, section 4).
 rankme: effective rank of the feature matrix (Garrido et al. 2023, arXiv:2210.02885).
+uniformity: 0 for a constant feature, the lower the more even (Wang & Isola 2020, arXiv:2005.10242).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..nn import dist
-from ..nn.functional import feature_std, rankme
+from ..nn.functional import feature_std, rankme, uniformity
 
 ROWS = 1024  # features that RankMe looks at: the newest ones
 COLLAPSED_STD = 0.01
@@ -39,7 +40,11 @@ class Health:
         rows = dist.gather_frozen(features).float().cpu()
         self.kept = [*self.kept, rows][-max(1, ROWS // len(rows)) :]
         recent = torch.cat(self.kept)
-        self.last = {"feature_std": feature_std(rows).item(), "rankme": rankme(recent).item()}
+        self.last = {
+            "feature_std": feature_std(rows).item(),
+            "rankme": rankme(recent).item(),
+            "uniformity": uniformity(rows).item(),
+        }
         return self.last
 
     def warnings(self) -> list[str]:

@@ -63,7 +63,8 @@ class Lars(torch.optim.Optimizer):
 def build(task: Task, cfg: Optim) -> torch.optim.Optimizer:
     """The optimizer over all trainable parameters of a task, one group per decay and rate.
 
-    Groups carry `lr_scale` and `decay_scale`; the loop sets `lr` and `weight_decay` from them.
+    Groups carry `lr_scale`, `decay_scale` and `constant_lr`; the loop sets `lr` and `weight_decay`
+    from them.
     """
     groups: list[dict[str, Any]] = []
     for group in task.groups():
@@ -77,6 +78,7 @@ def build(task: Task, cfg: Optim) -> torch.optim.Optimizer:
                         "lr_scale": group.lr_scale,
                         "decay_scale": 0.0 if exempt else group.decay_scale,
                         "adapt": not exempt,
+                        "constant_lr": group.constant_lr,
                     }
                 )
     _complete(task, groups)
@@ -101,9 +103,12 @@ def _complete(task: Task, groups: list[dict[str, Any]]) -> None:
     assert sorted(grouped) == sorted(wanted), "groups() must name each trainable parameter once"
 
 
-def set_rates(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) -> None:
+def set_rates(
+    optimizer: torch.optim.Optimizer, lr: float, peak: float, weight_decay: float
+) -> None:
+    """Rates of a step; groups that keep a constant one get the peak of the schedule."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
+        group["lr"] = (peak if group["constant_lr"] else lr) * group["lr_scale"]
         group["weight_decay"] = weight_decay * group["decay_scale"]
 
 

@@ -7,11 +7,15 @@ import math
 from ..recipe import Optim, Schedule, scaled_lr
 
 
+def warmup_steps(schedule: Schedule, epoch_steps: int) -> int:
+    return round(schedule.warmup_epochs * epoch_steps) + schedule.warmup_steps
+
+
 def shape_at(schedule: Schedule, step: int, steps: int, epoch_steps: int) -> float:
     """Share of the peak learning rate after the warm-up, in [0, 1], before `final_lr`."""
     if schedule.per == "epoch":
         step = step // epoch_steps * epoch_steps
-    warmup = round(schedule.warmup_epochs * epoch_steps)
+    warmup = warmup_steps(schedule, epoch_steps)
     match schedule.shape:
         case "constant":
             return 1.0
@@ -24,7 +28,7 @@ def shape_at(schedule: Schedule, step: int, steps: int, epoch_steps: int) -> flo
 def lr_at(optim: Optim, batch_size: int, step: int, steps: int, epoch_steps: int) -> float:
     """Learning rate of a step: linear from 0 through the warm-up, then the shape."""
     schedule, peak = optim.schedule, scaled_lr(optim.lr, optim.lr_rule, batch_size)
-    warmup = round(schedule.warmup_epochs * epoch_steps)
+    warmup = warmup_steps(schedule, epoch_steps)
     if step < warmup:
         return peak * step / warmup
     share = shape_at(schedule, step, steps, epoch_steps)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..backbones import family
 from ..backbones.timm_adapter import ViT, timm_state
 from ..core import Backbone
 from ..recipe import BackboneConfig, Normalize
@@ -37,8 +38,10 @@ INSIDE = {  # of a block
 
 def write(backbone: Backbone, cfg: BackboneConfig, normalize: Normalize, out: Path) -> None:
     if not isinstance(backbone, ViT):
+        other = "state-dict" if family(cfg.name) else "timm"
         raise ValueError(
-            f"setting format: hf takes plain ViTs and {cfg.name} is none; use format timm or onnx"
+            f"setting format: hf takes plain ViTs and {cfg.name} is none; "
+            f"use format {other} or onnx"
         )
     state = renamed(backbone, cfg.name)  # first: it refuses what `config` cannot describe
     out.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ import timm
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from ..backbones import family
 from ..backbones.timm_adapter import has_small_stem
 from ..core import Backbone
 from ..recipe import BackboneConfig, Normalize
@@ -18,6 +19,8 @@ TOLERANCE = 1e-5
 
 
 def write(backbone: Backbone, cfg: BackboneConfig, normalize: Normalize, out: Path) -> None:
+    if family(cfg.name):
+        raise ValueError(f"setting format: timm has no {cfg.name}; use format state-dict or onnx")
     if has_small_stem(cfg):
         raise ValueError(
             "setting format: timm has no ResNet with the small stem; use format state-dict or "

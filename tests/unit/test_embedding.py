@@ -27,16 +27,13 @@ class Toy(Source):
     def __len__(self):
         return len(self.x)
 
-    def read(self, i):
+    def stored(self, i):
         if i in self.bad:
             raise BadPicture(self.name(i), "cut short")
         return self.x[i]
 
     def name(self, i):
         return f"{i}.png"
-
-    def mode(self, i):
-        return "RGB"
 
 
 class Net(Backbone):

@@ -12,6 +12,8 @@ def test_spread_features_are_healthy_and_raise_no_warning():
         health.look(torch.randn(256, 16, generator=torch.Generator().manual_seed(seed)))
     assert health.last["feature_std"] == pytest.approx(1.0, abs=0.05)
     assert health.last["rankme"] > 15
+    # |a - b|^2 of spread unit vectors is about 2, with a variance of 4 / 16
+    assert health.last["uniformity"] == pytest.approx(-4 + 2 * 4 / 16, abs=0.1)
     assert health.warnings() == []
     assert "no collapse" in health.verdict(0.0)
 

@@ -58,11 +58,22 @@ def test_the_two_forms_of_lars_agree_while_the_rate_is_constant():
 
 def test_biases_are_exempt_from_decay_and_adaptation_when_asked():
     opt = build(Toy(), Optim(name="lars", decay_1d=False))
-    set_rates(opt, 0.5, 0.1)
+    set_rates(opt, 0.5, 0.7, 0.1)
     by_shape = {g["params"][0].ndim: g for g in opt.param_groups}
     assert (by_shape[2]["weight_decay"], by_shape[2]["adapt"]) == (0.1, True)
     assert (by_shape[1]["weight_decay"], by_shape[1]["adapt"]) == (0.0, False)
     assert all(g["lr"] == 0.5 for g in opt.param_groups)
+
+
+def test_a_group_with_a_constant_rate_keeps_the_peak_through_the_schedule():
+    class Predictor(Toy):
+        def groups(self):
+            (w, b) = self.line.named_parameters()
+            return [Group([w], constant_lr=True), Group([b])]
+
+    opt = build(Predictor(), Optim())
+    set_rates(opt, 0.2, 0.5, 0.0)
+    assert [g["lr"] for g in opt.param_groups] == [0.5, 0.2]
 
 
 def test_frozen_parameters_are_in_no_group():

@@ -1,0 +1,96 @@
+"""What every training run does, with labels or without: its folder, its start, its end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import config, weights
+from . import run as runs
+from .backbones.timm_adapter import load_timm_state, timm_state
+from .core import Backbone, PatchBackbone, Task
+from .data.bad import Bad
+from .engine import distributed
+from .nn import dist
+from .run import Run, TrainRun
+
+BAD = "bad_files.jsonl"
+HEADS = "heads.safetensors"  # layers beyond the encoder that a method pretrained, if any
+DONE = "done.json"  # written last: the run is whole
+
+
+def prepare(run: Run | TrainRun, out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Check what can be checked without work; nothing is written. Raises ValueError."""
+    distributed.check_devices(run.engine.devices)
+    if run.batch_size % run.engine.devices:
+        raise ValueError(
+            f"setting batch_size: {run.batch_size} does not divide over "
+            f"{run.engine.devices} devices; make it a multiple"
+        )
+    if resume and overwrite:
+        raise ValueError("settings resume and overwrite exclude each other; give one")
+    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not overwrite:
+            raise ValueError(f"setting out: {out} is not empty; add --resume or --overwrite")
+        if not (out / runs.FILE).is_file():
+            raise ValueError(
+                f"setting out: {out} is not a run, so it is not overwritten; remove it"
+            )
+
+
+def start_folder(run: Run | TrainRun, out: Path, *, resume: bool) -> None:
+    """Empty the run folder (unless resuming) and write `run.json`. Nothing else is deleted."""
+    if not resume and out.exists():
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    runs.write(run, out / runs.FILE)
+
+
+def check_same(run: Run | TrainRun, before: Run | TrainRun, out: Path, command: str) -> None:
+    """Raise ValueError where a run to resume has other settings than it began with."""
+    if run != before:
+        old, new = config.to_dict(before), config.to_dict(run)
+        names = [k for k, v in new.items() if v != old.get(k)]
+        raise ValueError(
+            f"resume: {', '.join(names)} differ from {out / runs.FILE}; "
+            f"use `saccade {command} --config {out / runs.FILE} --resume`, or another --out"
+        )
+
+
+def announce(run: Run | TrainRun, out: Path, what: str, bad: Iterable[Bad]) -> None:
+    """Say what trains on what."""
+    each, count = run.batch_size // dist.world(), len(list(bad))
+    left_out = f", {count} unreadable ({BAD})" if count else ""
+    print(
+        f"saccade: {run.name} ({run.recipe}) on {what} of {run.data}{left_out}; "
+        f"batch size {run.batch_size}, {each} per device; writing to {out}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def initialize(encoder: Backbone, run: Run | TrainRun) -> None:
+    """Give the encoder the weights that the run names, if any."""
+    if run.weights:
+        found = weights.load(
+            run.weights, backbone=run.backbone.name, image_size=run.backbone.image_size
+        )
+        load_timm_state(encoder, timm_state(found.backbone))
+
+
+def place(task: Task, encoder: Backbone, device: torch.device, *, channels_last: bool) -> None:
+    """Move a task to its device, convolutional ones in channels-last memory if wanted."""
+    task.to(device)
+    if channels_last and not isinstance(encoder, PatchBackbone):
+        task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def finish(out: Path, steps: int, verdict: str, seconds: float) -> None:
+    done: dict[str, Any] = {"steps": steps, "verdict": verdict, "seconds": seconds}
+    (out / DONE).write_text(json.dumps(done, indent=2) + "\n")

@@ -1,0 +1,438 @@
+"""Faster and Mask R-CNN: propose boxes, then name, refine and outline what is in them.
+
+Ren et al. 2015, arXiv:1506.01497; He et al. 2017, arXiv:1703.06870; pyramids of Lin et al. 2016,
+arXiv:1612.03144, and, for plain ViTs, of Li et al. 2022, arXiv:2203.16527.
+    loss = objectness + anchor shift + class + box shift (+ mask)
+The proposal network, the heads, their losses and NMS are torchvision's. Necks:
+    c4      one map of stride 16; the last stage of the encoder is the head, run on every region
+    fpn     every stage, top down; two fully connected layers are the head
+    simple  the last map of a plain ViT at four scales; convolutions with layer norm are the head
+As MoCo transfers (arXiv:1911.05722, section 4.2): all layers train, batch norm too, there is batch
+norm in the pyramid and after the last stage of c4, and regions are aligned to half pixels.
+Not the same as detectron2: both box losses are smooth below 1/9, torchvision's constant, where the
+sheet has L1; batches mix upright and wide pictures. Not the same as ViTDet: all blocks of the ViT
+attend globally, learning rates do not decay over its layers, and pictures are not cropped.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.layers.norm import LayerNorm2d
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import (
+    FastRCNNConvFCHead,
+    FastRCNNPredictor,
+    TwoMLPHead,
+)
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads, paste_masks_in_image
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.models.detection.transform import resize_boxes
+from torchvision.ops import FeaturePyramidNetwork, roi_align
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops.poolers import LevelMapper
+
+from ..core import (
+    Backbone,
+    Clock,
+    Found,
+    Framing,
+    Group,
+    PatchBackbone,
+    Scenes,
+    StagedBackbone,
+    Step,
+    System,
+)
+from ..recipe import BackboneConfig, Optim, Schedule, SystemRecipe
+
+Maps = OrderedDict[str, Tensor]  # by level, finest first
+
+
+class Detect(System):
+    domain = "detection"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        classes: tuple[str, ...] = ()  # names, taken from the data
+        neck: Literal["c4", "fpn", "simple"] = "fpn"
+        masks: bool = False
+        framing: Framing = field(default_factory=Framing)
+        anchors: tuple[int, ...] = (32, 64, 128, 256, 512)  # pixels: one a level, c4 has them all
+        width: int = 256  # channels of the pyramid and of the mask head
+        hidden: int = 1024  # of the box head
+        batch_norm: bool = True  # in the pyramid; after the last stage of c4
+        before_nms: tuple[int, int] = (2000, 1000)  # proposals of a level, training and test
+        after_nms: tuple[int, int] = (1000, 1000)  # proposals of a picture
+        regions: int = 512  # of a picture that train the heads
+
+    def __init__(self, cfg: Config, encoder: Backbone) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.encoder = encoder
+        self.neck = _neck(cfg, encoder)
+        levels = len(self.neck.strides)
+        if cfg.neck != "c4" and len(cfg.anchors) != levels:
+            raise ValueError(
+                f"setting system.anchors: {len(cfg.anchors)} sizes for {levels} levels; "
+                "give one for each"
+            )
+        sizes = (cfg.anchors,) if cfg.neck == "c4" else tuple((a,) for a in cfg.anchors)
+        anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
+        self.rpn = RegionProposalNetwork(
+            anchors,
+            RPNHead(self.neck.width, anchors.num_anchors_per_location()[0], self.neck.rpn_depth),
+            fg_iou_thresh=0.7,
+            bg_iou_thresh=0.3,
+            batch_size_per_image=256,
+            positive_fraction=0.5,
+            pre_nms_top_n=dict(zip(("training", "testing"), cfg.before_nms, strict=True)),
+            post_nms_top_n=dict(zip(("training", "testing"), cfg.after_nms, strict=True)),
+            nms_thresh=0.7,
+        )
+        self.roi_heads = RoIHeads(
+            **self.neck.heads(cfg, encoder),
+            fg_iou_thresh=0.5,
+            bg_iou_thresh=0.5,
+            batch_size_per_image=cfg.regions,
+            positive_fraction=0.25,
+            bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
+            score_thresh=0.05,
+            nms_thresh=0.5,
+            detections_per_img=100,
+        )
+
+    def forward(self, batch: Scenes, clock: Clock) -> Step:
+        targets = [
+            {"boxes": boxes, "labels": labels + 1}  # torchvision's 0 is the background
+            for boxes, labels in zip(batch.boxes, batch.labels, strict=True)
+        ]
+        if self.cfg.masks:
+            for target, masks in zip(targets, batch.masks, strict=True):
+                target["masks"] = masks
+        _, losses = self._run(batch, targets)
+        return Step(sum(losses.values(), torch.zeros((), device=batch.images.device)), losses)
+
+    @torch.no_grad()
+    def predict(self, inputs: Scenes) -> list[Found]:
+        """What is in each picture; the caller has put the system into evaluation mode."""
+        detections, _ = self._run(inputs, None)
+        found = []
+        for one, size, stored in zip(detections, inputs.sizes, inputs.stored, strict=True):
+            boxes = resize_boxes(one["boxes"], list(size), list(stored))
+            masks = None
+            if self.cfg.masks:
+                masks = paste_masks_in_image(one["masks"], boxes, stored)[:, 0] > 0.5
+            found.append(
+                Found(boxes=boxes, labels=one["labels"] - 1, scores=one["scores"], masks=masks)
+            )
+        return found
+
+    def groups(self) -> Iterable[Group]:
+        """Norm layers are not decayed."""
+        norms = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
+        inside = [m for m in self.modules() if isinstance(m, norms)]
+        exempt = {id(p) for m in inside for p in m.parameters(recurse=False)}
+        named = [(n, p) for n, p in self.named_parameters() if p.requires_grad]
+        yield Group([(n, p) for n, p in named if id(p) not in exempt])
+        yield Group([(n, p) for n, p in named if id(p) in exempt], decay_scale=0.0)
+
+    def _run(
+        self, batch: Scenes, targets: list[dict[str, Tensor]] | None
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """Detections in evaluation, losses in training."""
+        height, width = batch.images.shape[-2:]
+        multiple = self.neck.multiple
+        x = F.pad(batch.images, (0, -width % multiple, 0, -height % multiple))
+        maps = self.neck(self.encoder, x)
+        pictures = ImageList(x, batch.sizes)
+        proposals, first = self.rpn(pictures, maps, targets)
+        detections, second = self.roi_heads(maps, proposals, batch.sizes, targets)
+        return detections, {**first, **second}
+
+
+class C4(nn.Module):
+    """The map of the stage before the last, as it is."""
+
+    rpn_depth = 1
+
+    def __init__(self, cfg: Detect.Config, encoder: StagedBackbone) -> None:
+        super().__init__()
+        self.width = encoder.widths[-2]
+        self.strides = encoder.strides[-2:-1]
+        self.multiple = encoder.strides[-1]
+        self.norm = nn.BatchNorm2d(encoder.dim) if cfg.batch_norm else nn.Identity()
+
+    def forward(self, encoder: StagedBackbone, x: Float[Tensor, "b c H W"]) -> Maps:
+        return OrderedDict({"0": pyramid(encoder, x, len(encoder.widths) - 1)[-1]})
+
+    def heads(self, cfg: Detect.Config, encoder: Backbone) -> dict[str, Any]:
+        """The encoder's last stage is called, not owned: its weights stand in the encoder."""
+        assert isinstance(encoder, StagedBackbone)
+        classes = len(cfg.classes) + 1
+        heads: dict[str, Any] = {
+            "box_roi_pool": RoIPool(14, self.strides),
+            "box_head": partial(self.pooled, encoder),
+            "box_predictor": FastRCNNPredictor(encoder.dim, classes),
+        }
+        if cfg.masks:
+            heads |= {
+                "mask_roi_pool": RoIPool(14, self.strides),
+                "mask_head": partial(self.outlined, encoder),
+                "mask_predictor": MaskRCNNPredictor(encoder.dim, cfg.width, classes),
+            }
+        return heads
+
+    def outlined(
+        self, encoder: StagedBackbone, regions: Float[Tensor, "r d 14 14"]
+    ) -> Float[Tensor, "r e 7 7"]:
+        return self.norm(encoder.stage(regions, len(encoder.widths) - 1))
+
+    def pooled(
+        self, encoder: StagedBackbone, regions: Float[Tensor, "r d 14 14"]
+    ) -> Float[Tensor, "r e"]:
+        return self.outlined(encoder, regions).mean((2, 3))
+
+
+class Pyramid(nn.Module):
+    """The maps of all stages, each with what is above it added."""
+
+    rpn_depth = 1
+
+    def __init__(self, cfg: Detect.Config, encoder: StagedBackbone) -> None:
+        super().__init__()
+        self.width = cfg.width
+        self.strides = (*encoder.strides, 2 * encoder.strides[-1])
+        self.multiple = encoder.strides[-1]
+        norm = nn.BatchNorm2d if cfg.batch_norm else None
+        self.fpn = FeaturePyramidNetwork(
+            list(encoder.widths), cfg.width, LastLevelMaxPool(), norm_layer=norm
+        )
+
+    def forward(self, encoder: StagedBackbone, x: Float[Tensor, "b c H W"]) -> Maps:
+        maps = pyramid(encoder, x, len(encoder.widths))
+        return OrderedDict(self.fpn(OrderedDict((str(i), y) for i, y in enumerate(maps))))
+
+    def heads(self, cfg: Detect.Config, encoder: Backbone) -> dict[str, Any]:
+        box = TwoMLPHead(cfg.width * 7 * 7, cfg.hidden)
+        return _pyramid_heads(cfg, self.strides[:-1], box, None)
+
+
+class SimplePyramid(nn.Module):
+    """The last map of a plain ViT, at 4, 2, 1 and 1/2 times its size."""
+
+    rpn_depth = 2
+
+    def __init__(self, cfg: Detect.Config, encoder: PatchBackbone) -> None:
+        super().__init__()
+        self.width = cfg.width
+        p, d = encoder.patch, encoder.dim
+        self.strides = tuple(p * 2**i // 4 for i in range(5))
+        self.multiple = 2 * p
+        four = [
+            *(nn.ConvTranspose2d(d, d // 2, 2, 2), LayerNorm2d(d // 2), nn.GELU()),
+            nn.ConvTranspose2d(d // 2, d // 4, 2, 2),
+        ]
+        two = [nn.ConvTranspose2d(d, d // 2, 2, 2)]
+        self.scales = nn.ModuleList(
+            nn.Sequential(
+                *layers,
+                *(nn.Conv2d(channels, cfg.width, 1, bias=False), LayerNorm2d(cfg.width)),
+                *(nn.Conv2d(cfg.width, cfg.width, 3, 1, 1, bias=False), LayerNorm2d(cfg.width)),
+            )
+            for layers, channels in ((four, d // 4), (two, d // 2), ([], d), ([nn.MaxPool2d(2)], d))
+        )
+
+    def forward(self, encoder: PatchBackbone, x: Float[Tensor, "b c H W"]) -> Maps:
+        y = encoder.features(x)
+        maps = OrderedDict((str(i), scale(y)) for i, scale in enumerate(self.scales))
+        maps["pool"] = F.max_pool2d(maps["3"], 1, 2)
+        return maps
+
+    def heads(self, cfg: Detect.Config, encoder: Backbone) -> dict[str, Any]:
+        shape = (cfg.width, 7, 7)
+        box = FastRCNNConvFCHead(shape, [cfg.width] * 4, [cfg.hidden], norm_layer=LayerNorm2d)
+        return _pyramid_heads(cfg, self.strides[:-1], box, LayerNorm2d)
+
+
+class RoIPool(nn.Module):
+    """Regions of the level that fits their size, aligned to half pixels ("RoIAlign V2")."""
+
+    def __init__(self, size: int, strides: tuple[int, ...]) -> None:
+        super().__init__()
+        self.size, self.strides = size, strides
+        first = strides[0].bit_length() - 1
+        self.level_of = LevelMapper(first, first + len(strides) - 1)
+
+    def forward(
+        self, maps: Maps, boxes: list[Float[Tensor, "_ 4"]], sizes: list[tuple[int, int]]
+    ) -> Float[Tensor, "r d s s"]:
+        levels = list(maps.values())[: len(self.strides)]
+        picture = torch.cat([b.new_full((len(b), 1), i) for i, b in enumerate(boxes)])
+        regions = torch.cat([picture, torch.cat(boxes)], 1)  # [R, 5]
+        fits = self.level_of(boxes)
+        out = levels[0].new_zeros(len(regions), levels[0].shape[1], self.size, self.size)
+        for level, (y, stride) in enumerate(zip(levels, self.strides, strict=True)):
+            rows = torch.where(fits == level)[0]
+            pooled = roi_align(y, regions[rows], self.size, 1 / stride, aligned=True)
+            out = out.index_copy(0, rows, pooled.to(out.dtype))
+        return out
+
+
+def pyramid(
+    encoder: StagedBackbone, x: Float[Tensor, "b c H W"], stages: int
+) -> list[Float[Tensor, "b _ _ _"]]:
+    """The maps after each of the first stages."""
+    y, maps = encoder.stem(x), []
+    for i in range(stages):
+        y = encoder.stage(y, i)
+        maps.append(y)
+    return maps
+
+
+def _neck(cfg: Detect.Config, encoder: Backbone) -> C4 | Pyramid | SimplePyramid:
+    if not cfg.classes:
+        raise ValueError("setting system.classes is empty; they come from the data")
+    if cfg.neck == "simple":
+        if not isinstance(encoder, PatchBackbone) or encoder.patch % 4:
+            raise ValueError(
+                "setting system.neck=simple needs a plain ViT whose patches divide by 4, "
+                "such as vit_base_patch16_224; choose fpn for others"
+            )
+        return SimplePyramid(cfg, encoder)
+    if not isinstance(encoder, StagedBackbone):
+        raise ValueError(
+            f"setting system.neck={cfg.neck} needs a backbone in stages, such as resnet50; "
+            "choose simple for a plain ViT"
+        )
+    return C4(cfg, encoder) if cfg.neck == "c4" else Pyramid(cfg, encoder)
+
+
+def _pyramid_heads(
+    cfg: Detect.Config,
+    strides: tuple[int, ...],
+    box_head: nn.Module,
+    norm: Callable[..., nn.Module] | None,
+) -> dict[str, Any]:
+    """Arguments of torchvision's RoIHeads."""
+    classes = len(cfg.classes) + 1
+    heads: dict[str, Any] = {
+        "box_roi_pool": RoIPool(7, strides),
+        "box_head": box_head,
+        "box_predictor": FastRCNNPredictor(cfg.hidden, classes),
+    }
+    if cfg.masks:
+        heads |= {
+            "mask_roi_pool": RoIPool(14, strides),
+            "mask_head": MaskRCNNHeads(cfg.width, [cfg.width] * 4, 1, norm),
+            "mask_predictor": MaskRCNNPredictor(cfg.width, cfg.width, classes),
+        }
+    return heads
+
+
+R50 = BackboneConfig(name="resnet50")
+VOC_STEPS = Schedule(shape="steps", drops=(18 / 24, 22 / 24), warmup_steps=100)
+
+
+def _coco(drops: tuple[float, float]) -> Optim:
+    """detectron2's schedule; batch norm and all layers train, as in MoCo's transfers."""
+    schedule = Schedule(shape="steps", drops=drops, warmup_steps=1000)
+    return Optim(lr=0.02, lr_rule="linear-16", schedule=schedule)
+
+
+C4_MASKS = Detect.Config(neck="c4", masks=True, before_nms=(12000, 6000), after_nms=(2000, 1000))
+FPN_MASKS = Detect.Config(masks=True)
+E2 = "arXiv:1911.05722, section 4.2; detectron2's Mask R-CNN baselines"
+RECIPES = {
+    "small": SystemRecipe(
+        system=Detect.Config(
+            framing=Framing(short=(160, 176, 192, 208, 224), test_short=192, longest=320),
+            anchors=(16, 32, 64, 128, 256),
+            width=64,
+            hidden=256,
+            before_nms=(500, 300),
+            after_nms=(200, 100),
+            regions=64,
+        ),
+        backbone=BackboneConfig(name="resnet10_w32", image_size=64, stem="paper"),
+        optim=Optim(lr=0.04, lr_rule="linear-16", schedule=Schedule(warmup_steps=50)),
+        epochs=20,
+        batch_size=8,
+        source="ours: minutes on two cores",
+    ),
+    "voc-c4": SystemRecipe(
+        system=Detect.Config(
+            neck="c4",
+            framing=Framing(short=tuple(range(480, 801, 32))),
+            before_nms=(12000, 6000),
+            after_nms=(2000, 1000),
+        ),
+        backbone=R50,
+        optim=Optim(lr=0.02, lr_rule="linear-16", schedule=VOC_STEPS),
+        steps=24_000,
+        batch_size=16,
+        precise_steps=200,
+        source="arXiv:1911.05722, table 2: MoCo 55.9 AP on VOC07 test, supervised 53.5",
+    ),
+    "coco-c4-1x": SystemRecipe(
+        system=C4_MASKS,
+        backbone=R50,
+        optim=_coco((60 / 90, 80 / 90)),
+        steps=90_000,
+        batch_size=16,
+        precise_steps=200,
+        source=E2,
+    ),
+    "coco-c4-2x": SystemRecipe(
+        system=C4_MASKS,
+        backbone=R50,
+        optim=_coco((120 / 180, 160 / 180)),
+        steps=180_000,
+        batch_size=16,
+        precise_steps=200,
+        source=E2,
+    ),
+    "coco-fpn-1x": SystemRecipe(
+        system=FPN_MASKS,
+        backbone=R50,
+        optim=_coco((60 / 90, 80 / 90)),
+        steps=90_000,
+        batch_size=16,
+        precise_steps=200,
+        source=E2,
+    ),
+    "coco-fpn-2x": SystemRecipe(
+        system=FPN_MASKS,
+        backbone=R50,
+        optim=_coco((120 / 180, 160 / 180)),
+        steps=180_000,
+        batch_size=16,
+        precise_steps=200,
+        source=E2,
+    ),
+    "coco-vit": SystemRecipe(
+        system=Detect.Config(neck="simple", masks=True, batch_norm=False),
+        backbone=BackboneConfig(name="vit_base_patch16_224", drop_path=0.1),
+        optim=Optim(
+            name="adamw",
+            lr=1e-4,
+            lr_rule="none",
+            weight_decay=0.1,
+            schedule=Schedule(shape="steps", drops=(0.889, 0.963), warmup_steps=250),
+        ),
+        epochs=100,
+        batch_size=64,
+        source="arXiv:2203.16527, appendix A.2",
+    ),
+}
