@@ -95,8 +95,8 @@ def test_encoder_on_the_full_picture_does_not_depend_on_the_order_of_patches():
 
 def test_start_is_the_official_one():
     task = build("mae", decoder_dim=64)
-    assert torch.equal(task.encoder.positions, sincos_2d((4, 4), 16))
-    assert not task.encoder.positions.requires_grad
+    assert torch.equal(task.encoder.table, sincos_2d((4, 4), 16))
+    assert not task.encoder.table.requires_grad
     embed = task.encoder.embed.weight
     bound = (6 / (16 + 3 * 64)) ** 0.5
     assert bound * 0.97 < embed.abs().max() <= bound
@@ -113,7 +113,7 @@ def test_position_tables_get_no_gradient_and_everything_else_does():
     task = build("mae")
     task(batch_for("mae"), CLOCK).loss.backward()
     without = {n for n, p in task.named_parameters() if p.grad is None}
-    assert without == {"encoder.positions"}
+    assert without == {"encoder.table"}
     assert "decoder.positions" in dict(task.named_buffers())
 
 

@@ -94,7 +94,7 @@ def test_patches_are_embedded_by_a_layer_that_never_moves():
     before = copy.deepcopy(task.encoder)
     train(task, [noise(i) for i in range(2)])
     assert torch.equal(task.encoder.embed.weight, before.embed.weight)
-    assert torch.equal(task.encoder.positions, sincos_2d((4, 4), 16))
+    assert torch.equal(task.encoder.table, sincos_2d((4, 4), 16))
     assert not torch.equal(task.encoder.cls_token, before.cls_token)
     grouped = {id(p) for g in task.groups() for _, p in g.params}
     assert id(task.encoder.embed.weight) not in grouped  # so it does not decay either
