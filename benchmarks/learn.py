@@ -47,12 +47,33 @@ class Arm:
     headline: str = "knn-dino"
     wanted: float = 0.12  # gain in accuracy over random weights
     sets: tuple[str, ...] = ()
+    labels: bool = False  # the method trains on them
 
 
 CROPS = "method.views.0.crop=[0.2,1.0]"  # of few steps: gentler than the paper's 0.08
 STEM = "backbone.stem=paper"  # an 8x8 map after the stem: a fifth of the small stem's cost
 SGD = ("optim.name=sgd", "optim.lr=0.12", "optim.lr_rule=none", "optim.weight_decay=0.0005")
 WARM = "optim.schedule.warmup_epochs=0.2"
+CROPS_2 = (CROPS, CROPS.replace("0.crop", "1.crop"))  # of methods with a row for each view
+GENTLE = ("method.views.0.strength=[0.4,0.4,0.4,0.1]", "method.views.0.blur=0")
+EVEN = "optim.schedule.per=step"
+ADAM = (
+    *("optim.name=adamw", "optim.lr=0.002", "optim.lr_rule=none"),
+    *("optim.weight_decay=0.01", "optim.decay_1d=false"),
+)
+
+
+def small(steps: int, *sets: str, labels: bool = False) -> Arm:
+    """An arm of the ResNet with batches of 128 and the gain wanted of later methods."""
+    return Arm(
+        backbone="resnet10_w32",
+        steps=steps,
+        batch_size=128,
+        wanted=0.08,
+        sets=(STEM, WARM, *sets),
+        labels=labels,
+    )
+
 
 ARMS = {
     "simclr": Arm(
@@ -77,7 +98,7 @@ ARMS = {
         steps=6000,
         batch_size=64,
         sets=(
-            *(STEM, CROPS, CROPS.replace("0.crop", "1.crop"), WARM, "method.hidden=512"),
+            *(STEM, *CROPS_2, WARM, "method.hidden=512"),
             *("method.bottleneck=64", "method.prototypes=512", "method.momentum=0.97"),
             *("method.batch_norm_in_head=true", "method.freeze_last_layer=0"),
             *("method.teacher_temperature=0.04", "optim.name=adamw", "optim.lr=0.001"),
@@ -96,6 +117,35 @@ ARMS = {
             *("optim.lr=0.001", "optim.lr_rule=none", WARM),
         ),
     ),
+    # Settings of single trials of 350 to 500 steps; no three-seed figures yet.
+    "end_to_end": small(
+        800, CROPS, *SGD, EVEN, "method.hidden=512", "method.temperature=0.2", "method.splits=1"
+    ),
+    "moco_bank": small(
+        1600, CROPS, *SGD, EVEN, "method.hidden=512", "method.temperature=0.1", "method.splits=1"
+    ),
+    "moco_v3": small(
+        800, *CROPS_2, *SGD, "method.hidden=512", "method.dim=128", "method.momentum=0.9"
+    ),
+    "memory_bank": small(
+        *(1600, CROPS, *SGD, EVEN, *GENTLE, "method.temperature=0.1", "method.views.0.flip=0.5"),
+        *("method.views.0.jitter=0.8", "optim.schedule.shape=cosine"),
+    ),
+    "byol": small(1200, CROPS, *SGD, "method.hidden=512", "method.dim=128", "method.momentum=0.9"),
+    "simsiam": small(1600, CROPS, *SGD, EVEN, "method.dim=512", "method.bottleneck=128"),
+    "swav": small(
+        *(800, CROPS, *GENTLE, *SGD, "optim.lr=0.5", "method.hidden=512", "method.prototypes=64"),
+        *("method.epsilon=0.03", "method.queue_size=0", "method.freeze_prototypes=0"),
+    ),
+    "barlow_twins": small(
+        800, *CROPS_2, *ADAM, "method.hidden=512", "method.dim=512", "method.bias_lr=1.0"
+    ),
+    "vicreg": small(800, *ADAM, "method.hidden=512", "method.dim=512", "method.variance=25.0"),
+    "nnclr": small(
+        *(800, *CROPS_2, *SGD, "method.hidden=512", "method.dim=128"),
+        *("method.predictor_hidden=512", "method.queue_size=2048"),
+    ),
+    "supcon": small(800, CROPS, *GENTLE, *ADAM, "method.hidden=512", "limit=20000", labels=True),
 }
 PICTURES = 20_000  # of training
 WORKERS = 2
@@ -168,7 +218,7 @@ def run(args: argparse.Namespace, method: str, seed: int, out: Path) -> dict[str
     """Pretrain once and measure before and after."""
     arm = ARMS[method]
     pretrain = [
-        *("pretrain", str(unlabelled(args, out.parent)), "--method", method, "--recipe", "small"),
+        *("pretrain", pictures(args, arm, out.parent), "--method", method, "--recipe", "small"),
         *("--backbone", arm.backbone, "--steps", str(args.steps or arm.steps)),
         *("--batch-size", str(arm.batch_size), "--seed", str(seed), "--workers", str(WORKERS)),
         *("--out", str(out), "--resume"),
@@ -185,7 +235,7 @@ def run(args: argparse.Namespace, method: str, seed: int, out: Path) -> dict[str
     return {
         "method": method,
         "seed": seed,
-        "command": "saccade " + plain(pretrain, str(out.parent)),
+        "command": "saccade " + plain(pretrain, args, out.parent),
         "arm": asdict(arm),
         "seconds": seconds,
         "cpu_seconds": cpu,
@@ -199,6 +249,11 @@ def cpu_seconds() -> float:
     """Time that ended child processes spent on all cores: what a busy machine does not stretch."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+def pictures(args: argparse.Namespace, arm: Arm, folder: Path) -> str:
+    """What the arm trains on; with labels it sets a limit, as the other pictures have been cut."""
+    return f"cifar10:{args.data}" if arm.labels else str(unlabelled(args, folder))
 
 
 def unlabelled(args: argparse.Namespace, folder: Path) -> Path:
@@ -230,9 +285,9 @@ def saccade(words: list[str]) -> None:
         sys.exit(f"saccade {words[0]} ended with {ended.returncode}")
 
 
-def plain(words: list[str], data: str) -> str:
+def plain(words: list[str], args: argparse.Namespace, runs: Path) -> str:
     """The command without this machine's paths."""
-    return " ".join(words).replace(data, "runs")
+    return " ".join(words).replace(str(runs), "runs").replace(str(args.data), "cifar10.npz")
 
 
 def summarize(runs: list[dict[str, Any]]) -> dict[str, Any]:
