@@ -9,6 +9,7 @@ in which the tools take turns. Needs lightly and opencv-python-headless.
 from __future__ import annotations
 
 import argparse
+import datetime
 import io
 import json
 import platform
@@ -355,6 +356,8 @@ def main() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     report: dict[str, object] = {
+        "command": f"python benchmarks/stages.py {' '.join(Path(f).name for f in options.folders)}",
+        "date": datetime.date.today().isoformat(),
         "machine": platform.processor() or platform.machine(),
         "versions": {
             name: version(name)

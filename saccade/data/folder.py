@@ -15,6 +15,7 @@ from .source import Source, Split
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 PATH_COLUMNS = ("path", "file", "file_name", "filename", "image")
 LABEL_COLUMNS = ("label", "class", "target")
+MOST = 1_000_000  # a whole number above this is an id, not the number of a class
 
 
 class Files(Source):
@@ -149,8 +150,8 @@ def from_list(path: Path, channels: int) -> Files:
 
 
 def numbered(texts: list[str]) -> tuple[tuple[str, ...], Int64[np.ndarray, "n"]]:
-    """Class names and labels: whole numbers stand for themselves, words are sorted."""
-    if all(text.isdigit() for text in texts):
+    """Class names and labels: whole numbers up to MOST stand for themselves, words are sorted."""
+    if all(text.isdigit() and int(text) <= MOST for text in texts):
         labels = np.array([int(text) for text in texts], dtype=np.int64)
         return tuple(str(k) for k in range(labels.max(initial=-1) + 1)), labels
     classes, labels = np.unique(np.array(texts), return_inverse=True)

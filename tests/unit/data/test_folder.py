@@ -1,6 +1,7 @@
 import pytest
 
 from saccade.data import open_source
+from saccade.data.folder import numbered
 from saccade.data.source import BadPicture
 
 
@@ -122,3 +123,9 @@ def test_a_list_with_some_labels_names_the_one_that_lacks_it(tmp_path):
     (tmp_path / "x.csv").write_text("1.png,a\n2.png\n")
     with pytest.raises(ValueError, match=r"2\.png has no label"):
         open_source(str(tmp_path / "x.csv"))
+
+
+def test_numbers_too_large_for_classes_are_names():
+    classes, labels = numbered(["99999999999", "7", "99999999999"])
+    assert classes == ("7", "99999999999")
+    assert labels.tolist() == [1, 0, 1]
