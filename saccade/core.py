@@ -242,6 +242,11 @@ class Method(Task, Generic[E]):
         """Layers beyond the encoder that a system takes over, under their names there."""
         return {}
 
+    def draw(self, batch: Views) -> dict[str, Float[Tensor, "b c h w"]]:
+        """Pictures of what the method sees in a batch, such as reconstructions, in the pixels of
+        `batch.images`: normalized, NaN where there is nothing to show. In evaluation mode."""
+        return {}
+
     def order(self, images: int, seed: int, epoch: int) -> Int[Tensor, "n"]:
         """The pictures of an epoch, in the order of their batches; as many in every epoch.
 

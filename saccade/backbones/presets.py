@@ -78,6 +78,7 @@ PRESETS = {
     "nl_resnet50": _non_local("non_local", RESNET50, {2: (1, 3), 3: (1, 3, 5)}),
     "resnet10_w16": _resnet10(16),
     "resnet10_w32": _resnet10(32),
+    "vit_pico_patch4_32": _vit(96, 6, 3, patch=4, image_size=32),
     "vit_nano_patch4_32": _vit(192, 6, 3, patch=4, image_size=32),
     "vit_nano_patch8_64": _vit(192, 6, 3, patch=8, image_size=64),
     "vit_tiny_patch4_32": _vit(192, 12, 3, patch=4, image_size=32),
