@@ -213,6 +213,35 @@ def evaluate(
 
 
 @app.command()
+def verdict(
+    weights: Annotated[str, typer.Argument(help="Run folder, checkpoint, timm:NAME.")],
+    data: Annotated[str, typer.Option(help="Labelled pictures.")],
+    labels: Annotated[str, typer.Option(help="Numbers of labels in all, comma-separated.")],
+    eval_data: Annotated[str, typer.Option(help="Test pictures; else the test split.")] = "",
+    beside: Annotated[list[str], typer.Option(help="Other weights. Repeatable.")] = [],  # noqa: B006
+    seeds: Annotated[int, typer.Option(min=2, help="Draws of labels and weights.")] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="Of training all layers.")] = 300,
+    workers: Workers = 2,
+    plot: Annotated[str, typer.Option(help="Draw the figures into a .png file.")] = "",
+    json_out: JsonOut = "",
+) -> None:
+    """Did pretraining help? With it, without it, and from how many labels on it stops to."""
+    from .commands import run_verdict
+
+    run_verdict(
+        (weights, *beside),
+        data,
+        labels,
+        eval_data=eval_data,
+        seeds=seeds,
+        steps=steps,
+        workers=workers,
+        plot=plot,
+        json_out=json_out,
+    )
+
+
+@app.command()
 def embed(
     weights: Annotated[str, typer.Argument(help="Run folder, checkpoint, timm:NAME, random:NAME.")],
     data: Annotated[str, typer.Option(help="Pictures.")],

@@ -23,6 +23,7 @@ from . import (
     exports,
     pretraining,
     training,
+    verdict,
     weights,
 )
 from .data import packing
@@ -149,6 +150,46 @@ def run_evaluate(request: evaluation.Request, *, json_out: str, plot: str) -> No
     others = [c for c in compared if c.model in request.weights]
     if others:
         Console().print(comparison.table(others))
+
+
+def run_verdict(
+    names: tuple[str, ...],
+    data: str,
+    labels: str,
+    *,
+    eval_data: str,
+    seeds: int,
+    steps: int,
+    workers: int,
+    plot: str,
+    json_out: str,
+) -> None:
+    try:
+        counts = tuple(sorted({int(n) for n in labels.split(",")}))
+    except ValueError:
+        raise ValueError(
+            f"setting labels: {labels!r} are no whole numbers; give some like 100,1000"
+        ) from None
+    question = verdict.Question(
+        weights=names,
+        data=data,
+        labels=counts,
+        eval_data=eval_data,
+        seeds=seeds,
+        steps=steps,
+        workers=workers,
+    )
+    found = verdict.ask(question)
+    if plot:
+        verdict.plot(found, Path(plot))
+    if json_out == "-":
+        print(json.dumps(found.to_dict(), indent=2))
+        return
+    folder = Path(names[0]) if Path(names[0]).is_dir() else None
+    if json_out or folder:
+        write_json(Path(json_out) if json_out else folder / "verdict.json", found.to_dict())  # type: ignore[operator]
+    Console().print(verdict.table(found))
+    _say(found.sentence)
 
 
 def run_embed(

@@ -37,6 +37,7 @@ ANYTHING |= {
     "api",
     "bench_attention",
     "bench_data",
+    "verdict",
 }
 
 

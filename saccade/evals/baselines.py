@@ -43,20 +43,36 @@ class Described:
 
     vectors: dict[str, Float[Tensor, "n _"]]
     y: Int[Tensor, "n"]
+    index: Int[Tensor, "n"]  # position in the source
+
+    def only(self, rows: Int[Tensor, "m"]) -> Described:
+        """Those that stand in these positions of the source."""
+        mine = torch.isin(self.index, rows)
+        vectors = {name: v[mine] for name, v in self.vectors.items()}
+        return Described(vectors, self.y[mine], self.index[mine])
 
 
 def run(train: Source, test: Source, threads: int = 2) -> Iterator[tuple[str, Score]]:
     """Name and score of every baseline, cheapest first."""
     normalize = unit(train, threads)
     bank, query = (describe(source, threads, normalize) for source in (train, test))
-    y = translate(train.classes, test.classes)[query.y]
+    yield from judge(bank, query, train.classes, test.classes)
+
+
+def judge(
+    bank: Described, query: Described, classes: tuple[str, ...], asked: tuple[str, ...]
+) -> Iterator[tuple[str, Score]]:
+    """The same of pictures described before; `asked` are the classes of the query."""
+    y = translate(classes, asked)[query.y]
     most = int(bank.y.bincount().argmax())
-    settings = {"answer": train.classes[most], "uniform": 1 / len(train.classes)}
-    yield "chance", Score("top1", (y == most).numpy(), settings)
+    yield (
+        "chance",
+        Score("top1", (y == most).numpy(), {"answer": classes[most], "uniform": 1 / len(classes)}),
+    )
     k = min(K, len(bank.y))
     for name, vectors in bank.vectors.items():
         near = neighbors(query.vectors[name], vectors, k)
-        scores = vote(near, bank.y, len(train.classes), k, TEMPERATURE)
+        scores = vote(near, bank.y, len(classes), k, TEMPERATURE)
         settings = {"k": k, "temperature": TEMPERATURE, "bank": len(bank.y), "size": SIZE}
         yield name, Score(f"top1@{k}", (scores.argmax(1) == y).numpy(), settings)
 
@@ -89,7 +105,8 @@ def describe(source: Source, threads: int, normalize: Normalize) -> Described:
         at.append(index)
     check_any(len(at), bad)
     vectors = {"color-histogram": torch.cat(color), "hog": torch.cat(edges)}
-    return Described(vectors, torch.from_numpy(source.labels)[torch.cat(at)])
+    index = torch.cat(at)
+    return Described(vectors, torch.from_numpy(source.labels)[index], index)
 
 
 def color_histogram(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
