@@ -2,7 +2,7 @@
 
 Columns: path, label (class name or null), index (position in the source), vector (float32, as the
 network gives it, not scaled to unit length). The file's metadata holds, under the key `saccade`,
-a JSON table: version, model, weights (a hash), preprocess, pictures, skipped.
+a JSON table: version, model, weights (a hash), data, split, preprocess, pictures, skipped.
 """
 
 from __future__ import annotations
@@ -52,11 +52,15 @@ def embed(
     out: Path | str,
     *,
     name: str = "model",
+    data: str = "",
     batch_size: int = 256,
     threads: int = 2,
     progress: Progress = quiet,
 ) -> Embedded:
-    """Write the pooled vector of every readable picture, batch by batch; the file comes whole."""
+    """Write the pooled vector of every readable picture, batch by batch; the file comes whole.
+
+    `name` and `data` say in its metadata what made the vectors, and of what.
+    """
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_name(f".{out.name}.{os.getpid()}")
@@ -72,6 +76,8 @@ def embed(
             about = {
                 "version": __version__,
                 "model": name,
+                "data": data,
+                "split": source.split,
                 "weights": weights_hash(model),
                 "preprocess": asdict(preprocess),
                 "pictures": rows,
@@ -100,10 +106,10 @@ def search(path: Path | str, query: Float[np.ndarray, "d"] | str, top: int = 10)
     if top < 1:
         raise ValueError(f"setting top: {top} is too few; give 1 or more")
     own = query if isinstance(query, str) else None
-    vector = _vector(path, query) if isinstance(query, str) else query
+    x = vector(path, query) if isinstance(query, str) else query
     rows = []
-    for group in _groups(path):
-        rows += _nearest(group, vector / max(float(np.linalg.norm(vector)), 1e-12), own, top)
+    for group in groups(path):
+        rows += _nearest(group, x / max(float(np.linalg.norm(x)), 1e-12), own, top)
     return sorted(rows, key=lambda row: -row["cosine"])[:top]
 
 
@@ -128,29 +134,32 @@ def _table(source: Source, index: list[int], vectors: Float[np.ndarray, "b d"]) 
     return pa.table(columns, schema=_schema(vectors.shape[1]))
 
 
-def _groups(path: Path | str) -> Iterator[pa.Table]:
+def groups(path: Path | str) -> Iterator[pa.Table]:
+    """The table piece by piece."""
     with pq.ParquetFile(path) as file:
         for i in range(file.num_row_groups):
             yield file.read_row_group(i)
 
 
-def _matrix(group: pa.Table) -> Float[np.ndarray, "n d"]:
+def matrix(group: pa.Table) -> Float[np.ndarray, "n d"]:
+    """Its vectors."""
     column = group["vector"].combine_chunks()
     return column.flatten().to_numpy().reshape(len(group), column.type.list_size)
 
 
-def _vector(path: Path | str, name: str) -> Float[np.ndarray, "d"]:
-    for group in _groups(path):
+def vector(path: Path | str, name: str) -> Float[np.ndarray, "d"]:
+    """That of the row with this path. Raises ValueError where there is none."""
+    for group in groups(path):
         paths = group["path"].to_pylist()
         if name in paths:
-            return _matrix(group)[paths.index(name)]
+            return matrix(group)[paths.index(name)]
     raise ValueError(f"query {name!r} is not among the paths of {path}; see its column path")
 
 
 def _nearest(
     group: pa.Table, unit: Float[np.ndarray, "d"], own: str | None, top: int
 ) -> list[dict[str, Any]]:
-    rows = _matrix(group)
+    rows = matrix(group)
     if rows.shape[1] != len(unit):
         raise ValueError(
             f"query has {len(unit)} numbers, the file's vectors {rows.shape[1]}; "

@@ -1,7 +1,8 @@
 """Backbones to files and back: safetensors and JSON in timm's hub layout, no unsafe pickle.
 
 WEIGHTS is a run folder, a folder of timm or transformers, a checkpoint file of any layout that
-`layouts` knows, `timm:NAME` (timm's pretrained weights) or `random:NAME` (the control arm).
+`layouts` knows, `timm:NAME` (timm's pretrained weights), `hf:OWNER/NAME` or `hf:OWNER/NAME@REVISION`
+(a model of the Hugging Face hub, of timm or transformers) or `random:NAME` (the control arm).
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from . import layouts
-from .backbones import family
-from .backbones.presets import PRESETS
+from .backbones import create, family
+from .backbones.presets import OWN, PRESETS
 from .backbones.timm_adapter import (
     Report,
     ViT,
@@ -80,6 +81,8 @@ def load(
         found = _random(name, image_size, channels, seed)
     elif kind == "timm" and name:
         found = _pretrained(name, image_size, channels)
+    elif kind == "hf" and name:
+        found = _folder(_downloaded(name), backbone, part, image_size, channels)
     elif path.is_dir():
         found = _folder(path, backbone, part, image_size, channels)
     elif path.is_file():
@@ -88,7 +91,7 @@ def load(
         tip = f", such as timm:{path} or random:{path}" if timm.is_model(str(path)) else ""
         raise ValueError(
             f"weights: {str(weights)!r} is not there; give a run folder, a checkpoint file, "
-            f"timm:NAME or random:NAME{tip}"
+            f"timm:NAME, hf:OWNER/NAME or random:NAME{tip}"
         )
     if part and part != found.part:
         raise ValueError(f"part={part}: {weights} holds one backbone; leave part out")
@@ -162,7 +165,7 @@ def control(loaded: Loaded, seed: int = 0) -> Loaded:
     """The same network for the same pictures with random weights: what any other must beat."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        backbone = build(loaded.config)
+        backbone = create(loaded.config, loaded.normalize)
     backbone.eval()
     return replace(loaded, backbone=backbone, source=f"random:{loaded.config.name}")
 
@@ -173,11 +176,11 @@ def _random(name: str, image_size: int | None, channels: int | None, seed: int) 
     )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return _loaded(build(cfg), cfg)
+        return _loaded(create(cfg), cfg)
 
 
 def _pretrained(name: str, image_size: int | None, channels: int | None) -> Loaded:
-    if name in PRESETS:
+    if name in PRESETS or name in OWN:
         raise ValueError(
             f"weights: {name} is ours and timm has no weights for it; try random:{name}"
         )
@@ -198,6 +201,24 @@ def _pretrained(name: str, image_size: int | None, channels: int | None) -> Load
     made = timm.get_pretrained_cfg(name)
     normalize = Normalize(mean=tuple(made.mean), std=tuple(made.std)) if made else Normalize()
     return _loaded(backbone, cfg, normalize=normalize)
+
+
+def _downloaded(name: str) -> Path:
+    """The files of a model on the Hugging Face hub that are read here, in that library's cache."""
+    from huggingface_hub import snapshot_download  # timm depends on it
+    from huggingface_hub.errors import HFValidationError
+
+    repo, _, revision = name.partition("@")
+    wanted = [CONFIG, WEIGHTS, HF_BIN, HF_PICTURES]
+    try:
+        held = snapshot_download(repo, revision=revision or None, allow_patterns=wanted)
+    except (OSError, HFValidationError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"weights: hf:{name} cannot be had ({reason}); "
+            "check the name and the connection, or give a folder of its files"
+        ) from error
+    return Path(held)
 
 
 def _folder(
@@ -278,9 +299,10 @@ def _described(
     if image_size is not None and image_size != cfg.image_size:
         stem = "small" if has_small_stem(cfg) else "paper"
         cfg = replace(cfg, image_size=image_size, stem=stem)
-    backbone = build(cfg)
+    normalize = from_dict(Normalize, ours["normalize"], "normalize.")
+    backbone = create(cfg, normalize)
     report = load_timm_state(backbone, _tensors(file))
-    return _loaded(backbone, cfg, report, from_dict(Normalize, ours["normalize"], "normalize."))
+    return _loaded(backbone, cfg, report, normalize)
 
 
 def _file(path: Path, name: str, part: str, image_size: int | None, channels: int | None) -> Loaded:

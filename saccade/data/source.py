@@ -128,8 +128,10 @@ def _open(data: str, split: Split, channels: int) -> Source:
         return table.from_parquet(path, channels)
     if suffix in LISTS:
         return folder.from_list(path, channels)
+    if decode.is_picture(path.name):
+        return folder.Files(path.parent, [path.name], channels)
     raise ValueError(
-        f"data {data}: cannot read a {suffix or 'nameless'} file; give a folder, "
+        f"data {data}: cannot read a {suffix or 'nameless'} file; give a folder, a picture, "
         ".txt, .csv, .tsv, .parquet or .npz"
     )
 

@@ -189,7 +189,6 @@ def test_a_bad_file_gives_one_clear_line(tmp_path, kind, message, suffix):
     [
         ("nowhere", "'nowhere' is not there; give a run folder"),
         ("resnet50", "such as timm:resnet50 or random:resnet50"),
-        ("hf:some/model", "is not there; give a run folder"),
         ("random:resnet5", "did you mean resnet50"),
         ("timm:resnet10_w16", "try random:resnet10_w16"),
     ],
@@ -226,3 +225,30 @@ def test_other_channels_than_trained_are_refused(tmp_path):
     with pytest.raises(ValueError, match="channels=1"):
         weights.load(str(tmp_path), channels=1)
     assert weights.load(str(tmp_path), channels=3).config.channels == 3
+
+
+def test_a_model_of_the_hub_is_read_like_its_folder(tmp_path, monkeypatch):
+    """What the hub's own library would leave in its cache: a folder of the files asked for."""
+    import huggingface_hub
+
+    kept = weights.load("random:resnet10_w16", seed=5)
+    weights.save_backbone(tmp_path, kept.backbone, kept.config, kept.normalize, {})
+    asked = {}
+
+    def snapshot(repo, *, revision, allow_patterns):
+        asked.update(repo=repo, revision=revision, files=allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    found = weights.load("hf:somebody/net@v2")
+    assert (asked["repo"], asked["revision"]) == ("somebody/net", "v2")
+    assert {"config.json", "model.safetensors"} <= set(asked["files"])
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(found.backbone(x), kept.backbone(x))
+
+
+@pytest.mark.parametrize("name", ["hf:nobody/nothing", "hf:not a name!"])
+def test_a_hub_that_cannot_be_reached_is_one_line(name, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="cannot be had"):
+        weights.load(name)
