@@ -106,15 +106,15 @@ ARMS = {
         ),
     ),
     "mae": Arm(
-        backbone="vit_nano_patch4_32",
-        steps=1200,
+        backbone="vit_pico_patch4_32",
+        steps=2800,
         batch_size=128,
-        protocols=("knn-dino", "linear-dino"),
-        headline="linear-dino",
+        protocols=("knn-dino", "linear-mae", "logistic"),
+        headline="logistic",
         wanted=0.08,
         sets=(
-            *("method.decoder_dim=96", "method.decoder_depth=2", "method.decoder_heads=3"),
-            *("optim.lr=0.001", "optim.lr_rule=none", WARM),
+            *("method.decoder_dim=64", "method.decoder_depth=2", "method.decoder_heads=2"),
+            *("optim.lr=0.003", "optim.lr_rule=none", "optim.schedule.warmup_epochs=1"),
         ),
     ),
     # Settings of single trials of 350 to 500 steps; no three-seed figures yet.

@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from .cli_report import report, serve
 from .errors import RunError
 
 app = typer.Typer(
@@ -149,14 +150,15 @@ def train(
 
 @app.command()
 def predict(
-    run: Annotated[Path, typer.Argument(help="What `saccade train` left.")],
-    pictures: Annotated[str, typer.Argument(help="A picture, or any source of them.")],
+    run: Annotated[Path, typer.Argument(help="What `saccade train` left, or an igpt run.")],
     out: Annotated[Path, typer.Option(help="A new folder.")],
+    pictures: Annotated[str, typer.Argument(help="A picture, or any source of them.")] = "",
+    sets: Sets = [],  # noqa: B006
 ) -> None:
-    """Let a trained system look at pictures: boxes and masks as JSON, and drawn."""
+    """Let a trained system look at pictures: boxes and masks; igpt completes or draws them."""
     from .commands import run_predict
 
-    run_predict(run, pictures, out)
+    run_predict(run, pictures, out, sets)
 
 
 @app.command()
@@ -247,6 +249,7 @@ def embed(
     data: Annotated[str, typer.Option(help="Pictures.")],
     out: Annotated[Path, typer.Option(help="A .parquet file.")],
     split: Annotated[str, typer.Option(help="train or test.")] = "train",
+    index: Annotated[bool, typer.Option("--index", help="Also a graph to search fast.")] = False,
     backbone: Architecture = "",
     image_size: ImageSize = 0,
     workers: Workers = 2,
@@ -254,21 +257,43 @@ def embed(
     """Write path, label and vector of every picture to a parquet file."""
     from .commands import run_embed
 
-    run_embed(
-        weights, data, out, split=split, backbone=backbone, image_size=image_size, workers=workers
-    )
+    settings = {"backbone": backbone, "image_size": image_size, "workers": workers}
+    run_embed(weights, data, out, split=split, index=index, **settings)  # type: ignore[arg-type]
 
 
 @app.command()
 def search(
     table: Annotated[Path, typer.Argument(help="What `saccade embed` wrote.")],
-    query: Annotated[str, typer.Argument(help="A path that stands in the table.")],
+    query: Annotated[str, typer.Argument(help="A picture file, or a path in the table.")],
+    weights: Annotated[str, typer.Option(help="What embedded the table, if it moved.")] = "",
     top: Annotated[int, typer.Option(min=1)] = 10,
+    exact: Annotated[bool, typer.Option("--exact", help="Past an index that is there.")] = False,
+    plot: Annotated[str, typer.Option(help="Show the pictures in a .png file.")] = "",
+    data: Annotated[str, typer.Option(help="Where they lie, if they moved.")] = "",
+    json_out: JsonOut = "",
 ) -> None:
-    """Nearest pictures to one of an embedded set, by cosine."""
+    """Nearest pictures of an embedded set to a picture, by cosine."""
     from .commands import run_search
 
-    run_search(table, query, top)
+    run_search(table, query, weights, top, exact=exact, plot=plot, data=data, json_out=json_out)
+
+
+@app.command()
+def look(
+    weights: Annotated[str, typer.Argument(help="Run folder, checkpoint, timm:NAME, random:NAME.")],
+    images: Annotated[list[Path], typer.Argument(help="Picture files.")],
+    out: Annotated[Path, typer.Option(help="A .png file.")],
+    query: Annotated[str, typer.Option(help="x,y in the first picture: shares, or pixels.")] = "",
+    kind: Annotated[str, typer.Option(help="Comma-separated; without it, all that fit.")] = "",
+    backbone: Architecture = "",
+    image_size: ImageSize = 0,
+    width: Annotated[int, typer.Option(min=200, help="Of the picture, pixels.")] = 1200,
+    json_out: JsonOut = "",
+) -> None:
+    """Draw what a network sees: attention, PCA of features, neighbors, reconstructions."""
+    from .looking import run_look
+
+    run_look(weights, images, out, kind, query, backbone, image_size, width, json_out)
 
 
 @app.command()
@@ -284,6 +309,32 @@ def export(
     from .commands import run_export
 
     run_export(weights, format, out, data, backbone=backbone, image_size=image_size)
+
+
+@app.command()
+def reproduce(
+    study: Annotated[str, typer.Argument(help="See `saccade list studies`.")],
+    data: Annotated[str, typer.Option(help="Labelled pictures of 32 pixels.")] = "cifar10",
+    out: Annotated[Path | None, typer.Option(help="Folder; goes on if it exists.")] = None,
+    seeds: Annotated[int, typer.Option(min=2)] = 3,
+    seen: Annotated[int, typer.Option(min=0, help="Pictures a run sees; 0: the study's.")] = 0,
+    pictures: Annotated[int, typer.Option(min=0, help="To train on; 0: the study's.")] = 0,
+    plot: Annotated[str, typer.Option(help="Draw the figures into a .png file.")] = "",
+    json_out: JsonOut = "",
+) -> None:
+    """Run a claim of the literature in the small, and say whether it holds here."""
+    from .commands import run_reproduce
+
+    run_reproduce(
+        study,
+        data,
+        out or Path("runs") / study,
+        seeds=seeds,
+        seen=seen,
+        pictures=pictures,
+        plot=plot,
+        json_out=json_out,
+    )
 
 
 @app.command()
@@ -314,7 +365,9 @@ def pack(
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="methods, systems, backbones, protocols or recipes.")],
+    what: Annotated[
+        str, typer.Argument(help="methods, systems, backbones, protocols, recipes or studies.")
+    ],
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Name what there is."""
@@ -392,6 +445,10 @@ def bench_attention(
     from .commands import run_bench_attention
 
     run_bench_attention(sizes, channels, batch_size, rounds, plot, json_out)
+
+
+app.command()(report)
+app.command()(serve)
 
 
 def main() -> NoReturn:

@@ -21,7 +21,10 @@ from . import (
     evals,
     evaluation,
     exports,
+    predicting,
     pretraining,
+    reproduction,
+    searching,
     training,
     verdict,
     weights,
@@ -81,10 +84,10 @@ def run_train(
     return 0
 
 
-def run_predict(run: Path, pictures: str, out: Path) -> None:
+def run_predict(run: Path, pictures: str, out: Path, sets: list[str]) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"setting out: {out} is not empty; choose another folder")
-    for one in training.predict(run, pictures, out):
+    for one in predicting.predict(run, pictures, out, sets):
         _say(f"left out {one.name}: {one.reason}")
     _say(f"predictions are in {out}")
 
@@ -193,7 +196,15 @@ def run_verdict(
 
 
 def run_embed(
-    name: str, data: str, out: Path, *, split: str, backbone: str, image_size: int, workers: int
+    name: str,
+    data: str,
+    out: Path,
+    *,
+    split: str,
+    index: bool,
+    backbone: str,
+    image_size: int,
+    workers: int,
 ) -> None:
     if split not in ("train", "test"):
         raise ValueError(f"setting split: {split!r} is neither train nor test")
@@ -203,13 +214,40 @@ def run_embed(
     preprocess = evals.preprocess_for(loaded.backbone, loaded.normalize)
     model = loaded.backbone.to(distributed.device())
     report = embedding.embed(
-        model, source, preprocess, out, name=name, threads=workers, progress=counter("embedded")
+        model,
+        source,
+        preprocess,
+        out,
+        name=name,
+        data=data,
+        threads=workers,
+        progress=counter("embedded"),
     )
     _say(f"{report.rows} pictures of {report.dim} numbers in {out}; {report.skipped} unreadable")
+    if index:
+        _say(f"the index is in {searching.build_index(out, counter('indexed'))}")
 
 
-def run_search(table: Path, query: str, top: int) -> None:
-    for row in embedding.search(table, query, top):
+def run_search(
+    table: Path,
+    query: str,
+    name: str,
+    top: int,
+    *,
+    exact: bool,
+    plot: str,
+    data: str,
+    json_out: str,
+) -> None:
+    rows = searching.search(table, query, top=top, name=name, exact=exact)
+    if plot:
+        searching.sheet(table, query, rows, data).save(plot)
+    if json_out == "-":
+        print(json.dumps(rows, indent=2))
+        return
+    if json_out:
+        write_json(json_out, {"query": query, "table": str(table), "found": rows})
+    for row in rows:
         print(f"{row['cosine']:.4f}  {row['label'] or '-'}  {row['path']}")
 
 
@@ -223,6 +261,29 @@ def run_export(
         f"{proof.format}: {out}; largest difference {proof.max_difference:.2e} on "
         f"{proof.pictures} pictures ({', '.join(proof.compared)}), allowed {proof.tolerance:.0e}"
     )
+
+
+def run_reproduce(
+    study: str,
+    data: str,
+    out: Path,
+    *,
+    seeds: int,
+    seen: int,
+    pictures: int,
+    plot: str,
+    json_out: str,
+) -> None:
+    found = reproduction.reproduce(study, data, out, seeds=seeds, seen=seen, pictures=pictures)
+    if plot:
+        reproduction.plot(found, Path(plot))
+    if json_out == "-":
+        print(json.dumps(reproduction.to_dict(found), indent=2))
+        return
+    write_json(Path(json_out) if json_out else out / RESULTS, reproduction.to_dict(found))
+    for table in reproduction.tables(found):
+        Console().print(table)
+    _say(found.sentence)
 
 
 def run_pack(

@@ -6,19 +6,20 @@ import json
 from collections.abc import Callable
 from types import ModuleType
 
-from . import backbones, config, evals, methods, systems
+from . import backbones, config, evals, methods, studies, systems
 
 Row = dict[str, str]
 
 
 def listing(what: str) -> list[Row]:
-    """Rows of name and summary for methods, systems, backbones, protocols or recipes."""
+    """Rows of name and summary for methods, systems, backbones, protocols, recipes or studies."""
     kinds: dict[str, Callable[[], list[Row]]] = {
         "methods": lambda: _files(methods),
         "systems": lambda: _files(systems),
         "backbones": lambda: [{"name": n, "what": backbones.summary(n)} for n in backbones.names()],
         "protocols": lambda: [{"name": n, "what": evals.summary(n)} for n in evals.names()],
         "recipes": _recipes,
+        "studies": lambda: [{"name": n, "what": studies.summary(n)} for n in studies.names()],
     }
     if what not in kinds:
         raise ValueError(f"cannot list {what!r}{config.suggest(what, kinds)}")

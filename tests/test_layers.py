@@ -15,9 +15,14 @@ MAY_IMPORT = {
     "nn": set(),
     "attention": {"core", "nn"},
     "registry": {"config"},
+    "drawing": set(),
+    "microscope": {"core", "nn", "drawing"},
     "backbones": {"core", "recipe", "config", "nn", "attention"},
-    "methods": {*BASE, "registry", "nn", "attention"},
-    "systems": {*BASE, "registry", "nn", "attention"},
+    "tokenizers": {*BASE, "nn", "weights"},
+    "methods": {*BASE, "registry", "nn", "attention", "tokenizers"},
+    "detector": {"core", "nn", "attention"},
+    "systems": {*BASE, "registry", "nn", "attention", "detector"},
+    "studies": {"config"},
     "data": {*BASE, "nn"},
     "engine": {*BASE, "nn", "data"},
     "evals": {*BASE, "nn", "data", "engine", "backbones"},
@@ -25,6 +30,7 @@ MAY_IMPORT = {
     "layouts": {"backbones"},
     "weights": {*BASE, "backbones", "layouts"},
     "exports": {*BASE, "backbones", "weights"},
+    "report": {*BASE, "data", "engine", "evals", "looking", "run", "weights"},
 }
 ANYTHING = {"__init__", "__main__", "cli", "commands", "run", "pretraining", "embedding", "bench"}
 ANYTHING |= {
@@ -32,12 +38,20 @@ ANYTHING |= {
     "training",
     "evaluation",
     "listing",
+    "looking",
+    "revived",
+    "sight",
+    "completion",
+    "predicting",
     "doctor",
     "data_report",
     "api",
     "bench_attention",
     "bench_data",
     "verdict",
+    "searching",
+    "reproduction",
+    "cli_report",
 }
 
 
