@@ -274,6 +274,7 @@ def evaluate(args: argparse.Namespace, arm: Arm, seed: int, weights: Path) -> li
             *("evaluate", str(weights), "--data", f"cifar10:{args.data}"),
             *("--protocol", ",".join(arm.protocols), "--limit", str(args.pictures)),
             *("--seed", str(seed), "--workers", str(WORKERS), "--json", str(file)),
+            "--no-baselines",
         ]
     )
     return [Result(**{**r.to_dict(), "model": weights.name}) for r in read_results(file)]

@@ -21,15 +21,16 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..core import Mechanism
 from .non_local import tokens
 
 Whiten = Literal["channel", "scalar", "none"]
 
 
-class DisentangledNonLocal(nn.Module):
+class DisentangledNonLocal(Mechanism):
     def __init__(
         self,
         channels: int,
@@ -75,6 +76,14 @@ class DisentangledNonLocal(nn.Module):
         """The pairwise rows P, each of sum 1, without the gate."""
         q, k = self.pair(x)
         return (q @ k.mT * self.scale).softmax(-1)
+
+    def look(
+        self, x: Float[Tensor, "b c *space"], at: Int[Tensor, "q"]
+    ) -> dict[str, Float[Tensor, "b 1 q *space"]]:
+        q, k = self.pair(x)
+        pair = (q[:, at] @ k.mT * self.scale).softmax(-1)  # [B, Q, N]
+        parts = {"pairwise": pair, "unary": self.unary(x)[:, None].expand_as(pair)}
+        return {name: y.unflatten(2, x.shape[2:])[:, None] for name, y in parts.items()}
 
     def unary(self, x: Float[Tensor, "b c *space"]) -> Float[Tensor, "b n"]:
         """What every position attends to, U, of sum 1."""

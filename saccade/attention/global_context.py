@@ -8,13 +8,14 @@ and multiplies by a sigmoid unless told to add).
 
 from __future__ import annotations
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..core import Mechanism
 from .non_local import tokens
 
 
-class GlobalContext(nn.Module):
+class GlobalContext(Mechanism):
     def __init__(self, channels: int, *, ratio: int = 16) -> None:
         super().__init__()
         inner = max(channels // ratio, 1)
@@ -31,6 +32,12 @@ class GlobalContext(nn.Module):
         context = (self.unary(x)[:, None] @ tokens(x))[:, 0]  # [B, C]
         y = self.fc2(self.norm(self.fc1(context)).relu())
         return x + y[(...,) + (None,) * (x.ndim - 2)]
+
+    def look(
+        self, x: Float[Tensor, "b c *space"], at: Int[Tensor, "q"]
+    ) -> dict[str, Float[Tensor, "b 1 q *space"]]:
+        u = self.unary(x).unflatten(1, x.shape[2:])[:, None, None]  # [B, 1, 1, ...]
+        return {"unary": u.expand(-1, -1, len(at), *x.shape[2:])}
 
     def unary(self, x: Float[Tensor, "b c *space"]) -> Float[Tensor, "b n"]:
         """What every position attends to, of sum 1."""

@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from ..core import Mechanism
 
 
 class LocalLambda(nn.Module):
@@ -38,6 +40,17 @@ class LocalLambda(nn.Module):
         flat = v.transpose(1, 2).flatten(0, 1)  # [B v, u, H, W]
         y = F.conv2d(flat, self.table[..., rows, columns], padding=tuple(reach))
         return y.unflatten(0, (v.shape[0], v.shape[2]))
+
+    def embeddings(self, size: torch.Size, at: Int[Tensor, "q"]) -> Float[Tensor, "q m k u"]:
+        """E of the positions `at` and all others, zero beyond the scope."""
+        width, half = size[1], self.scope // 2
+        y = torch.arange(size[0], device=at.device) - at[:, None] // width + half  # [Q, H]
+        x = torch.arange(width, device=at.device) - at[:, None] % width + half  # [Q, W]
+        on_y, on_x = ((t >= 0) & (t < self.scope) for t in (y, x))
+        y, x = (t.clamp(0, self.scope - 1) for t in (y, x))
+        e = self.table[:, :, y[:, :, None], x[:, None]]  # [k, u, Q, H, W]
+        e = e * (on_y[:, :, None] & on_x[:, None])
+        return e.permute(2, 3, 4, 0, 1).flatten(1, 2)
 
 
 class GlobalLambda(nn.Module):
@@ -65,8 +78,12 @@ class GlobalLambda(nn.Module):
         e = self.table[self.places]  # [n, m, k, u]
         return torch.einsum("nmku,buvm->bvkn", e, v.flatten(3)).unflatten(3, self.size)
 
+    def embeddings(self, size: torch.Size, at: Int[Tensor, "q"]) -> Float[Tensor, "q m k u"]:
+        """E of the positions `at` and all others."""
+        return self.table[self.places[at]]
 
-class LambdaLayer(nn.Module):
+
+class LambdaLayer(Mechanism):
     def __init__(
         self, channels: int, out: int, positions: LocalLambda | GlobalLambda, *, heads: int = 4
     ) -> None:
@@ -84,12 +101,34 @@ class LambdaLayer(nn.Module):
             self.qkv.weight[: heads * k] *= k**-0.5
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
-        u = self.positions.intra
-        q, k, v = self.qkv(x).split(self.parts, 1)
-        q = self.norm_q(q).flatten(2).unflatten(1, (self.heads, -1))  # [B, h, k, N]
-        k = k.flatten(2).unflatten(1, (u, -1)).softmax(-1)  # [B, u, k, N]
-        v = self.norm_v(v).unflatten(1, (u, -1))  # [B, u, v, H, W]
+        q, k, v = self.project(x)
         content = torch.einsum("bukm,buvm->bvk", k, v.flatten(3))
         position = self.positions(v).flatten(3)  # [B, v, k, N]
         y = torch.einsum("bhkn,bvkn->bhvn", q, content[..., None] + position)
         return y.flatten(1, 2).unflatten(2, x.shape[2:])
+
+    def look(
+        self, x: Float[Tensor, "b c h w"], at: Int[Tensor, "q"]
+    ) -> dict[str, Float[Tensor, "b hu q h w"]]:
+        """q . K and q . E, which multiply the values, for each head and each of the intra-depth.
+
+        They may be below 0, and have no sum of 1.
+        """
+        q, k, _ = self.project(x)
+        q = q[..., at]  # [B, h, k, Q]
+        e = self.positions.embeddings(x.shape[2:], at)  # [Q, M, k, u]
+        parts = {
+            "content": torch.einsum("bhkq,bukm->bhuqm", q, k),
+            "position": torch.einsum("bhkq,qmku->bhuqm", q, e),
+        }
+        return {name: y.flatten(1, 2).unflatten(3, x.shape[2:]) for name, y in parts.items()}
+
+    def project(
+        self, x: Float[Tensor, "b c h w"]
+    ) -> tuple[Float[Tensor, "b i k n"], Float[Tensor, "b u k n"], Float[Tensor, "b u v h w"]]:
+        """Queries of each head, keys normalized over positions, values."""
+        u = self.positions.intra
+        q, k, v = self.qkv(x).split(self.parts, 1)
+        q = self.norm_q(q).flatten(2).unflatten(1, (self.heads, -1))
+        k = k.flatten(2).unflatten(1, (u, -1)).softmax(-1)
+        return q, k, self.norm_v(v).unflatten(1, (u, -1))

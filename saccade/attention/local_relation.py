@@ -17,14 +17,16 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from ..core import Mechanism
 
 Similarity = Literal["product", "squared", "absolute"]
 HIDDEN = 64  # units of the geometry prior
 
 
-class LocalRelation(nn.Module):
+class LocalRelation(Mechanism):
     offsets: Tensor  # [kernel^2, 2] rows and columns, in [-1, 1]
 
     def __init__(
@@ -75,6 +77,17 @@ class LocalRelation(nn.Module):
         logits = logits.masked_fill(inside == 0, -torch.inf)
         height, width = (-(-side // self.stride) for side in x.shape[2:])
         return logits.softmax(2).unflatten(3, (height, width))
+
+    def look(
+        self, x: Float[Tensor, "b c H W"], at: Int[Tensor, "q"]
+    ) -> dict[str, Float[Tensor, "b g q H W"]]:
+        w = self.attention(x).flatten(3)[..., at].mT  # [B, G, Q, O]
+        size = x.shape[2:]
+        cells = 1 + torch.arange(size.numel(), device=x.device, dtype=w.dtype)
+        places = self.windows(cells.view(1, 1, *size))[0, :, at].mT.long()  # [Q, O], 0 outside
+        empty = w.new_zeros(*w.shape[:3], 1 + size.numel())
+        y = empty.scatter_add(3, places.expand_as(w), w)[..., 1:]
+        return {"attention": y.unflatten(3, size)}
 
     def windows(self, x: Float[Tensor, "b g H W"]) -> Float[Tensor, "b go n"]:
         pad = self.kernel // 2 * self.dilation

@@ -24,8 +24,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from ..core import Mechanism
 
 Pairing = Literal[
     "gaussian", "embedded_gaussian", "scaled_gaussian", "dot_product", "concatenation"
@@ -35,7 +37,7 @@ Pairing = Literal[
 Pool = Literal["none", "input", "projected"]
 
 
-class NonLocal(nn.Module):
+class NonLocal(Mechanism):
     """Takes maps with any number of axes behind the channels: [B, C, H, W], [B, C, T, H, W]."""
 
     def __init__(
@@ -86,6 +88,18 @@ class NonLocal(nn.Module):
     def attention(self, x: Float[Tensor, "b c *space"]) -> Float[Tensor, "b n m"]:
         """f / C of every query (row) and key; rows of the gaussian forms sum to 1."""
         q, k, _ = self.project(x)
+        return self.weights(q, k)
+
+    def look(
+        self, x: Float[Tensor, "b c *space"], at: Int[Tensor, "q"]
+    ) -> dict[str, Float[Tensor, "b 1 q *keys"]]:
+        q, k, _ = self.project(x)
+        keys = x if self.pool == "none" else halved(x[:1, :1])
+        return {"attention": self.weights(q[:, at], k).unflatten(2, keys.shape[2:])[:, None]}
+
+    def weights(
+        self, q: Float[Tensor, "b n d"], k: Float[Tensor, "b m d"]
+    ) -> Float[Tensor, "b n m"]:
         match self.pairing:
             case "dot_product":
                 return q @ k.mT / k.shape[1]

@@ -133,15 +133,10 @@ class MST(Method[PatchBackbone]):
             t = epoch_ramp(first, cfg.teacher_temperature, clock.epoch, n)
             p = ((target - self.center) / t).softmax(-1)
 
-        positions = self.encoder.positions(whole.shape[2], whole.shape[3])
-        tokens = hide(self.encoder.tokens(whole), positions, mask, self.mask_token)
-        y = self.encoder.encode(tokens)  # [2B, P, D]
+        y, restored = self.restore(whole, mask)  # [2B, P, D], [2B, C, H, W]
         h = [y[:, 0]] + ([encode(self.encoder, crops[2:])] if len(crops) > 2 else [])
         guess = self.head(torch.cat(h)).float() / STUDENT_TEMPERATURE  # [VB, K]
         match = cross_views(p, guess.log_softmax(-1).unflatten(0, (len(crops), b)))
-        patch = self.encoder.patch
-        grid = (whole.shape[2] // patch, whole.shape[3] // patch)
-        restored = self.decoder(y[:, self.encoder.prefix :].mT.unflatten(2, grid))
         restore = (restored.float() - whole.float()).abs().mean()
 
         self.center.lerp_(mean(target.mean((0, 1))), 1 - CENTER_MOMENTUM)
@@ -153,6 +148,30 @@ class MST(Method[PatchBackbone]):
             "masked": mask.float().mean(),
         }
         return Step(match + cfg.restore_weight * restore, logs, seen[:b])
+
+    def restore(
+        self, whole: Float[Tensor, "m c H W"], mask: Bool[Tensor, "m n"]
+    ) -> tuple[Float[Tensor, "m p d"], Float[Tensor, "m c H W"]]:
+        """What the student sees without the masked patches, and g of it."""
+        height, width = whole.shape[2:]
+        positions = self.encoder.positions(height, width)
+        tokens = hide(self.encoder.tokens(whole), positions, mask, self.mask_token)
+        y = self.encoder.encode(tokens)
+        grid = (height // self.encoder.patch, width // self.encoder.patch)
+        return y, self.decoder(y[:, self.encoder.prefix :].mT.unflatten(2, grid))
+
+    def draw(self, batch: Views) -> dict[str, Float[Tensor, "b c h w"]]:
+        """The first crop without its masked patches, and what is restored of it."""
+        whole, net, b = torch.cat(batch.images[:2]), self.teacher.module, len(batch.index)
+        _, rows = net.encode_and_look(net.tokens(whole))
+        mask = self.choose(rows[..., net.prefix :].mean(1), batch.key)[:b]
+        first, patch = whole[:b], net.patch
+        hidden = mask.unflatten(1, (first.shape[2] // patch, first.shape[3] // patch))
+        hidden = hidden.repeat_interleave(patch, 1).repeat_interleave(patch, 2)[:, None]
+        return {
+            "seen": first.float().masked_fill(hidden, torch.nan),
+            "restored": self.restore(first, mask)[1].float(),
+        }
 
     def choose(self, attention: Float[Tensor, "m n"], key: Int[Tensor, "b"]) -> Bool[Tensor, "m n"]:
         """The masked patches of both global crops, those of the first one first."""

@@ -156,6 +156,27 @@ class PixPro(Method[Backbone]):
         own = rank() * len(q) + torch.arange(len(q), device=q.device)
         return F.cross_entropy(similarity(q, gather_frozen(z)) / INSTANCE_TEMPERATURE, own)
 
+    def draw(self, batch: Views) -> dict[str, Float[Tensor, "b c h w"]]:
+        """The middle cell of the first view; what it is smoothed by there, and the cells of the
+        second view that it then agrees with: the others fade to the data's mean."""
+        neck = None if self.teacher_neck is None else self.teacher_neck.module
+        first = look(self.encoder, self.neck, batch.images[0]).levels[0]
+        second = look(self.teacher.module, neck, batch.images[1]).levels[0]
+        x, grid = self.projector(first), (first.shape[2], first.shape[3])
+        middle = (grid[0] // 2) * grid[1] + grid[1] // 2
+        z = cells(x)
+        smoothed = (z[:, middle, None] @ z.mT).clamp_min(0) ** self.cfg.gamma  # [B, 1, N]
+        agreed = self.propagate(x)[:, middle, None] @ cells(self.teacher_projector(second)).mT
+        alone = torch.full_like(smoothed, torch.nan).index_fill(
+            2, torch.tensor(middle, device=x.device), 1.0
+        )
+        parts = {"middle cell": alone, "smoothed by": smoothed, "agrees with": agreed.clamp_min(0)}
+        views = (batch.images[0], batch.images[0], batch.images[1])
+        return {
+            name: view.float() * F.interpolate(w.unflatten(2, grid), view.shape[2:])
+            for (name, w), view in zip(parts.items(), views, strict=True)
+        }
+
     def after_update(self, clock: Clock) -> None:
         momentum = cosine_ramp(self.cfg.momentum, 1.0, (clock.step + 1) / clock.total)
         self.teacher.update(self.encoder, momentum)

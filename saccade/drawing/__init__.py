@@ -1,0 +1,1 @@
+"""Tensors to pictures: pure functions, no files and no networks."""

@@ -1,0 +1,190 @@
+"""What each layer of attention in a network looks at, read while a picture goes through.
+
+A row is the weights of one query over a map of cells. Layers of ours say them (`core.Mechanism`);
+timm's transformers compute them where their fused kernels are off. Rows are over the patches alone:
+weight on CLS and registers, or on the padding of a window, is left out. Queries are cells at given
+places, so that layers with maps of different sizes are asked the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from timm.layers.attention import Attention, AttentionRope
+from timm.models.beit import Attention as BeitAttention
+from timm.models.eva import EvaAttention
+from timm.models.swin_transformer import SwinTransformerBlock
+from timm.models.swin_transformer_v2 import SwinTransformerV2Block
+from torch import Tensor, nn
+
+from .core import Backbone, Mechanism
+from .drawing.patches import cell_at
+from .nn.degeneration import cosine_distance, divergence
+
+SEQUENCES = (Attention, AttentionRope, BeitAttention, EvaAttention)
+WINDOWS = (SwinTransformerBlock, SwinTransformerV2Block)
+GRID = 8  # queries along each side of a picture, for the degeneracy
+
+Point = tuple[float, float]  # x, y as shares of the picture's sides
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One part of one layer: where some cells look."""
+
+    layer: str
+    part: str
+    grid: tuple[int, int]  # rows and columns of the cells that can be asked
+    cells: Int[Tensor, "q"]  # which of them were
+    maps: Float[Tensor, "heads q h w"]
+
+
+@dataclass(frozen=True, slots=True)
+class Degeneracy:
+    """How equal the maps of different queries are, over queries spread evenly."""
+
+    layer: str
+    part: str
+    queries: int
+    value: float  # mean cosine of all pairs of rows: 1 where all queries see the same
+    divergence: float  # mean Jensen-Shannon one of each fourth query, in nats; NaN below 0
+
+
+def layers(backbone: nn.Module) -> list[str]:
+    """Names of the layers that can be read."""
+    return [name for name, _ in _readable(backbone)]
+
+
+@torch.no_grad()
+def look(backbone: Backbone, x: Float[Tensor, "1 c H W"], points: Sequence[Point]) -> list[Look]:
+    """What the cells at these places look at, layer by layer; a cell is asked once."""
+    found: list[Look] = []
+    last: torch.Size | None = None
+    with ExitStack() as stack:
+        for name, module in _readable(backbone):
+            if isinstance(module, Mechanism):
+                handle = module.register_forward_hook(_of_mechanism(name, points, found))
+                stack.callback(handle.remove)
+            elif isinstance(module, WINDOWS):
+                stack.enter_context(_of_windows(name, module, points, found))
+            else:
+                if last is None:
+                    last = backbone.features(x).shape[2:]  # of all layers: nothing is pooled
+                grid = (last[0], last[1])
+                stack.enter_context(_of_sequence(name, module, grid, points, found))
+        backbone.features(x)
+    return found
+
+
+def degeneracy(backbone: Backbone, x: Float[Tensor, "1 c H W"]) -> list[Degeneracy]:
+    """Of every layer on one picture, the mean over its heads."""
+    steps = [(i + 0.5) / GRID for i in range(GRID)]
+    found = []
+    for seen in look(backbone, x, [(a, b) for b in steps for a in steps]):
+        rows = seen.maps.flatten(2).float()  # [heads, Q, M]
+        same = 1 - 2 * cosine_distance(rows).mean()
+        apart = math.nan
+        if bool((rows >= 0).all()):
+            few = rows[:, ::4]  # it takes time with their square
+            apart = float(divergence(few / few.sum(-1, keepdim=True)).mean())
+        found.append(Degeneracy(seen.layer, seen.part, rows.shape[1], float(same), apart))
+    return found
+
+
+def _readable(backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in backbone.named_modules():
+        if isinstance(module, (Mechanism, *WINDOWS)) or type(module) in SEQUENCES:
+            yield name.removeprefix("net."), module
+
+
+def _cells(points: Sequence[Point], grid: tuple[int, int]) -> Int[Tensor, "q"]:
+    return torch.tensor(list(dict.fromkeys(cell_at(x, y, grid) for x, y in points)))
+
+
+def _of_mechanism(
+    name: str, points: Sequence[Point], found: list[Look]
+) -> Callable[[Any, tuple[Tensor, ...], Tensor], None]:
+    def hook(module: Any, given: tuple[Tensor, ...], made: Tensor) -> None:
+        grid = (made.shape[2], made.shape[3])
+        at = _cells(points, grid)
+        for part, maps in module.look(given[0], at.to(made.device)).items():
+            found.append(Look(name, part, grid, at, maps[0].cpu()))
+
+    return hook
+
+
+@contextmanager
+def _unfused(attention: Any, hook: Callable[[Any, Any, Tensor], None]) -> Iterator[None]:
+    """timm hands softmaxed weights to `attn_drop`, where no fused kernel keeps them to itself."""
+    before = vars(attention).get("fused_attn", False)  # Swin V2 has no fused one
+    attention.fused_attn = False
+    handle = attention.attn_drop.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+        attention.fused_attn = before
+
+
+@contextmanager
+def _of_sequence(
+    name: str,
+    attention: Any,
+    grid: tuple[int, int],
+    points: Sequence[Point],
+    found: list[Look],
+) -> Iterator[None]:
+    def hook(module: Any, given: Any, weights: Float[Tensor, "1 heads p p"]) -> None:
+        prefix = weights.shape[-1] - grid[0] * grid[1]
+        at = _cells(points, grid)
+        maps = weights[0, :, prefix:, prefix:][:, at.to(weights.device)]
+        found.append(Look(name, "attention", grid, at, maps.unflatten(2, grid).cpu()))
+
+    with _unfused(attention, hook):
+        yield
+
+
+@contextmanager
+def _of_windows(
+    name: str, block: Any, points: Sequence[Point], found: list[Look]
+) -> Iterator[None]:
+    size: list[tuple[int, int]] = []
+
+    def enter(module: Any, given: tuple[Tensor, ...]) -> None:
+        size[:] = [(given[0].shape[1], given[0].shape[2])]
+
+    def hook(module: Any, given: Any, weights: Float[Tensor, "n heads a a"]) -> None:
+        (grid,) = size
+        at, places = _cells(points, grid), window_cells(grid, block.window_size, block.shift_size)
+        maps = weights.new_zeros(weights.shape[1], len(at), grid[0] * grid[1])
+        for i, cell in enumerate(at.tolist()):
+            window, slot = (places == cell).nonzero()[0].tolist()
+            keys = places[window].to(weights.device)
+            maps[:, i, keys[keys >= 0]] = weights[window, :, slot, keys >= 0]
+        found.append(Look(name, "attention", grid, at, maps.unflatten(2, grid).cpu()))
+
+    handle = block.register_forward_pre_hook(enter)
+    try:
+        with _unfused(block.attn, hook):
+            yield
+    finally:
+        handle.remove()
+
+
+def window_cells(
+    grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]
+) -> Int[Tensor, "n a"]:
+    """Which cell stands where in each window of a shifted map; -1 is padding."""
+    cells = torch.arange(grid[0] * grid[1]).view(grid)
+    cells = cells.roll((-shift[0], -shift[1]), (0, 1))
+    pad = [-side % w for side, w in zip(grid, window, strict=True)]
+    cells = F.pad(cells, (0, pad[1], 0, pad[0]), value=-1)
+    cells = cells.unflatten(1, (-1, window[1])).unflatten(0, (-1, window[0]))
+    return cells.transpose(1, 2).flatten(2).flatten(0, 1)
