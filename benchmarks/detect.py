@@ -1,14 +1,21 @@
-"""Does pretraining on the very pictures help to detect on them? Against the same random weights.
+"""What makes a better detector? Arms of a study, from the same weights, on the same pictures.
 
     python benchmarks/detect.py detect_animals --json benchmarks/results/detect.json
+    python benchmarks/detect.py detect_animals --study fpt-vs-fpn --json fpt.json
+    python benchmarks/detect.py detect_animals --study relation-dedup --json relation.json
 
 The folder has VOC's form, with lists train and val. Each method learns from the pictures of the
 training list alone, without boxes; then `saccade train detect` fine-tunes all layers from the
-pretrained encoder, and from the encoder as it was before pretraining. A run that stands in the
-JSON file is not run again, so a stopped benchmark goes on.
+pretrained encoder, or from the encoder as it was before pretraining, with the settings of the arm.
+A run that stands in the JSON file is not run again, so a stopped benchmark goes on.
+
+    pretraining     SimCLR, MoCo, and the same random weights
+    fpt-vs-fpn      a feature pyramid transformer, and FPN, whose gain over a bottom-up pyramid is
+                    not the transformer's; pictures are small, as all cells attend to all
+    relation-dedup  relations of regions, learned duplicate removal, both, and neither (NMS at .5)
 
 AP is a fraction; `low` and `high` end 95 % intervals: by bootstrap over test pictures within a run,
-by Student's t over seeds in `summary`, where gains are paired by seed.
+by Student's t over seeds in `summary`, where gains over the study's last arm are paired by seed.
 """
 
 from __future__ import annotations
@@ -20,10 +27,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from learn import cpu_seconds, mean, percent, plain, saccade
+from learn import cpu_seconds, mean, percent, saccade
 
 from saccade.bench import machine, versions
 from saccade.evals.results import read_results, write_json
@@ -40,8 +48,34 @@ COMMON = (
 METHODS = {"simclr": COMMON, "moco": (*COMMON, "--set", "method.queue_size=1024")}
 PRETRAIN_STEPS = 600
 STEPS = 400
-RANDOM = "random"  # the arm without pretraining
 FIGURES = (("coco-box", "AP"), ("coco-box", "AP50"), ("voc07-box", "AP50"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A detector: whose encoder it starts from, and `--set`s over the recipe `small`."""
+
+    method: str = "simclr"
+    random: bool = False  # the encoder as it was before the method
+    sets: tuple[str, ...] = ()
+
+
+TINY = (
+    *("system.framing.short=[112,120,128,136,144]", "system.framing.test_short=128"),
+    *("system.framing.longest=216", "system.anchors=[10,20,40,80,160]"),
+)
+MANY = ("system.regions=128",)  # of a picture: most proposals learn what a duplicate is
+RELATION, LEARNED = "system.head.relation=true", "system.head.dedup=learned"
+STUDIES = {  # the last arm is what the others are compared with
+    "pretraining": {"simclr": Arm(), "moco": Arm(method="moco"), "random": Arm(random=True)},
+    "fpt-vs-fpn": {"fpt": Arm(sets=(*TINY, "system.neck=fpt")), "fpn": Arm(sets=TINY)},
+    "relation-dedup": {
+        "relation": Arm(sets=(*MANY, RELATION)),
+        "learned": Arm(sets=(*MANY, LEARNED)),
+        "relation+learned": Arm(sets=(*MANY, RELATION, LEARNED)),
+        "nms": Arm(sets=MANY),
+    },
+}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -51,10 +85,10 @@ def main(arguments: Sequence[str]) -> None:
         runs = (args.runs or Path(scratch)).absolute()
         runs.mkdir(parents=True, exist_ok=True)
         for seed in map(int, args.seeds.split(",")):
-            for arm in (*args.methods.split(","), RANDOM):
+            for arm in args.arms:
                 if not any((r["arm"], r["seed"]) == (arm, seed) for r in report["runs"]):
                     report["runs"].append(run(args, arm, seed, runs))
-                    report["summary"] = summarize(report["runs"])
+                    report["summary"] = summarize(report["runs"], list(STUDIES[args.study])[-1])
                     write_json(args.json, report)
     show(report)
 
@@ -63,20 +97,27 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("data", type=Path, help="detection data in VOC's form")
     parser.add_argument("--json", type=Path, required=True, help="the report; goes on if it exists")
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--study", choices=list(STUDIES), default="pretraining")
+    parser.add_argument("--arms", default="", help="of the study, by commas; empty: all")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--pretrain-steps", type=int, default=PRETRAIN_STEPS)
     parser.add_argument("--steps", type=int, default=STEPS, help="of training the detector")
     parser.add_argument("--runs", type=Path, help="keep the run folders here")
     args = parser.parse_args(arguments)
-    if strange := sorted(set(args.methods.split(",")) - set(METHODS)):
-        parser.error(f"unknown method {strange[0]}; choose from {', '.join(METHODS)}")
+    known = STUDIES[args.study]
+    args.arms = args.arms.split(",") if args.arms else list(known)
+    if strange := sorted(set(args.arms) - set(known)):
+        parser.error(f"unknown arm {strange[0]}; choose from {', '.join(known)}")
     return args
 
 
 def begin(args: argparse.Namespace) -> dict[str, Any]:
     """The report so far, or a new one."""
-    settings = {"pretrain_steps": args.pretrain_steps, "steps": args.steps}
+    settings = {
+        "study": args.study,
+        "pretrain_steps": args.pretrain_steps,
+        "steps": args.steps,
+    }
     if args.json.exists():
         report = json.loads(args.json.read_text())
         if report["settings"] != settings:
@@ -87,7 +128,7 @@ def begin(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "bench": "detect",
         "command": f"python benchmarks/detect.py {args.data.name} --json {args.json.name} "
-        f"--methods {args.methods} --seeds {args.seeds} "
+        f"--study {args.study} --arms {','.join(args.arms)} --seeds {args.seeds} "
         f"--pretrain-steps {args.pretrain_steps} --steps {args.steps}",
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
@@ -100,16 +141,17 @@ def begin(args: argparse.Namespace) -> dict[str, Any]:
 
 def run(args: argparse.Namespace, arm: str, seed: int, runs: Path) -> dict[str, Any]:
     """Pretrain where the arm says so, train the detector, and read its figures."""
-    method = args.methods.split(",")[0] if arm == RANDOM else arm
+    cfg = STUDIES[args.study][arm]
     began, used = time.perf_counter(), cpu_seconds()
-    before = pretrained(args, method, seed, runs)
+    before = pretrained(args, cfg.method, seed, runs)
     pretraining = (time.perf_counter() - began, cpu_seconds() - used)
-    out = runs / f"detect-{arm}-{seed}"
+    out = runs / f"{args.study}-{arm}-{seed}"
     train = [
         *("train", "detect", str(args.data), "--recipe", "small", "--steps", str(args.steps)),
-        *("--weights", str(before / ("initial" if arm == RANDOM else "backbone"))),
+        *("--weights", str(before / ("initial" if cfg.random else "backbone"))),
         *("--seed", str(seed), "--workers", str(WORKERS), "--set", "engine.log_every=50"),
         *("--out", str(out), "--resume"),
+        *(word for s in cfg.sets for word in ("--set", s)),
     ]
     began, used = time.perf_counter(), cpu_seconds()
     saccade(train)
@@ -117,7 +159,8 @@ def run(args: argparse.Namespace, arm: str, seed: int, runs: Path) -> dict[str, 
     return {
         "arm": arm,
         "seed": seed,
-        "command": "saccade " + plain(train, str(runs)).replace(str(args.data), args.data.name),
+        "settings": asdict(cfg),
+        "command": "saccade " + shown(train, args.data, runs),
         "pretrain_seconds": dict(zip(("wall", "cpu"), pretraining, strict=True)),
         "train_seconds": dict(zip(("wall", "cpu"), training, strict=True)),
         "results": [r.to_dict() for r in read_results(out / "results.json")],
@@ -148,19 +191,24 @@ def pictures(data: Path, runs: Path) -> Path:
     return path
 
 
-def summarize(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean over seeds of each arm's figures, and of their gains over the random arm."""
+def shown(words: list[str], data: Path, runs: Path) -> str:
+    """The command without this machine's paths."""
+    return " ".join(words).replace(str(runs), "runs").replace(str(data), data.name)
+
+
+def summarize(runs: list[dict[str, Any]], base: str) -> dict[str, Any]:
+    """Mean over seeds of each arm's figures, and of their gains over the base arm."""
     found = {(r["arm"], r["seed"]): r["results"] for r in runs}
     summary: dict[str, Any] = {}
     for arm in dict.fromkeys(r["arm"] for r in runs):
         seeds = [r["seed"] for r in runs if r["arm"] == arm]
-        both = [s for s in seeds if (RANDOM, s) in found]
+        both = [s for s in seeds if (base, s) in found]
         figures = {}
         for protocol, metric in FIGURES:
             values = {s: figure(found[arm, s], protocol, metric) for s in seeds}
             entry: dict[str, Any] = {"value": mean(list(values.values()))}
-            if arm != RANDOM and both:
-                gains = [values[s] - figure(found[RANDOM, s], protocol, metric) for s in both]
+            if arm != base and both:
+                gains = [values[s] - figure(found[base, s], protocol, metric) for s in both]
                 entry |= {"gain": mean(gains), "smallest_gain": min(gains)}
             figures[f"{protocol} {metric}"] = entry
         summary[arm] = {"seeds": seeds, "figures": figures}

@@ -117,6 +117,28 @@ ARMS = {
             *("optim.lr=0.003", "optim.lr_rule=none", "optim.schedule.warmup_epochs=1"),
         ),
     ),
+    # Never run: settings as MAE's. Codes are mean colors; method.tokenizer takes a run's folder.
+    "beit": Arm(
+        backbone="beit_pico_shared_patch4_32",
+        steps=2800,
+        batch_size=128,
+        protocols=("knn-dino", "linear-mae", "logistic"),
+        headline="logistic",
+        wanted=0.08,
+        sets=("optim.lr=0.002", "optim.schedule.warmup_epochs=1", "backbone.drop_path=0"),
+    ),
+    "cae": Arm(
+        backbone="vit_pico_patch4_32",
+        steps=2800,
+        batch_size=128,
+        protocols=("knn-dino", "linear-mae", "logistic"),
+        headline="logistic",
+        wanted=0.08,
+        sets=(
+            *("method.decoder_dim=96", "optim.lr=0.002", "optim.schedule.warmup_epochs=1"),
+            "method.regressor_depth=1",
+        ),
+    ),
     # Settings of single trials of 350 to 500 steps; no three-seed figures yet.
     "end_to_end": small(
         800, CROPS, *SGD, EVEN, "method.hidden=512", "method.temperature=0.2", "method.splits=1"

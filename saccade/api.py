@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from . import embedding, evals, exports, pretraining, training, weights
+from . import embedding, evals, exports, predicting, pretraining, training, weights
 from . import run as runs
 from .data.bad import Bad
 from .data.source import open_source
@@ -69,9 +69,12 @@ def train(
     return training.train(run, out, resume=resume, overwrite=overwrite)
 
 
-def predict(run: str | Path, pictures: str, *, out: str | Path) -> list[Bad]:
-    """Write what a trained system sees into the folder `out`; pictures it could not read."""
-    return training.predict(Path(run), pictures, Path(out))
+def predict(run: str | Path, pictures: str = "", *, out: str | Path, **settings: Any) -> list[Bad]:
+    """Write what a trained system sees into the folder `out`; pictures it could not read.
+
+    A run of igpt completes the pictures, or draws whole ones; `settings` are its `--set`s.
+    """
+    return predicting.predict(Path(run), pictures, Path(out), _sets(settings))
 
 
 def load(name: str, *, backbone: str = "", image_size: int | None = None) -> nn.Module:

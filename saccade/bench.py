@@ -4,7 +4,12 @@ A round times each arm once, one after the other, so that a machine that slows d
 `bare`: the encoder's forward and backward on the pictures that the method trains on, and its
 forward on those that a teacher sees. `saccade`: the method as the engine runs it, with optimizer
 and hooks. `lightly`: its modules put together as its documentation does, around the same encoder,
-with optimizer and momentum update. No arm counts the loading of pictures.
+with optimizer and momentum update. `unmasked`: MAE that hides one patch alone, as near as it comes
+to encoding whole pictures. No arm counts the loading of pictures.
+
+One thread of a CPU is timed by the processor time of the process, which other work on the machine
+does not stretch; anything else by the clock on the wall. `bytes` is the most that was alive at any
+time of a step, above weights, momenta and pictures (see `bench_memory`).
 """
 
 from __future__ import annotations
@@ -12,12 +17,13 @@ from __future__ import annotations
 import copy
 import datetime
 import itertools
+import math
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -25,6 +31,8 @@ import torch
 from torch import Tensor, nn
 
 from . import __version__, backbones, methods
+from .bench_memory import peak
+from .config import suggest
 from .core import Backbone, Clock, Method, PatchBackbone, View, Views
 from .engine import optim
 from .engine.distributed import device as this_device
@@ -45,64 +53,103 @@ class Passes:
     frozen: slice
 
 
+NONE, ONE, BOTH, ALL = slice(0, 0), slice(0, 1), slice(0, 2), slice(0, None)
 PASSES = {
-    "simclr": Passes(slice(0, 2), slice(0, 0)),
-    "moco": Passes(slice(0, 1), slice(1, 2)),
-    "dino": Passes(slice(0, None), slice(0, 2)),
-    "mae": Passes(slice(0, 1), slice(0, 0)),  # of whole pictures: MAE itself encodes a quarter
+    **dict.fromkeys(
+        ("barlow_twins", "end_to_end", "nnclr", "simclr", "simsiam", "supcon", "vicreg"),
+        Passes(BOTH, NONE),
+    ),
+    **dict.fromkeys(("moco", "infomin"), Passes(ONE, slice(1, 2))),
+    **dict.fromkeys(("byol", "moby", "moco_v3", "pixcontrast", "pixpro"), Passes(BOTH, BOTH)),
+    **dict.fromkeys(("memory_bank", "moco_bank", "pic"), Passes(ONE, NONE)),
+    **dict.fromkeys(("dino", "dinov2", "ibot", "mst"), Passes(ALL, BOTH)),
+    "swav": Passes(ALL, NONE),
+    # Of whole pictures: MAE itself encodes a quarter, I-JEPA and CAE a part.
+    **dict.fromkeys(("beit", "mae", "mlm", "simmim"), Passes(ONE, NONE)),
+    **dict.fromkeys(("cae", "data2vec", "ijepa"), Passes(ONE, ONE)),
 }
+HIDING = ("beit", "cae", "data2vec", "dinov2", "ibot", "ijepa", "mae", "mlm", "mst")
+
+
+def run_steps(names: Sequence[str], **settings: Any) -> dict[str, Any]:
+    """`run_step` of several methods, one after the other, ready for JSON."""
+    return {
+        "bench": "steps",
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        "versions": versions(),
+        "methods": {name: run_step(name, **settings) for name in names},
+    }
 
 
 def run_step(
     method: str,
     *,
-    image_size: int = 64,
+    image_size: int = 0,
     batch_size: int = 64,
     rounds: int = 10,
-    backbone: str = "resnet18",
+    backbone: str = "",
+    recipe: str = "",
 ) -> dict[str, Any]:
-    """Seconds of every arm in every round, and ratios, ready for JSON.
+    """Seconds of every arm in every round, bytes of every arm, and ratios, ready for JSON.
 
     A convolutional encoder is timed in both memory layouts; the engine trains in channels-last.
     Ratios are medians over the rounds, between quartiles, in the better layout of each side.
+    Without a recipe the method is as in its paper, around a ResNet-18 at 64 pixels.
     """
     if method not in PASSES:
         raise ValueError(
             f"setting method: no bench for {method!r}; choose from {', '.join(PASSES)}"
         )
     torch.manual_seed(0)
-    convolutional = not backbone.startswith("vit")  # the paper's stem, as lightly's users train it
-    stem = "paper" if convolutional else "auto"
-    name = BackboneConfig(name=backbone, image_size=image_size, stem=stem)
-    cfg, encoder = fitted(method, name), backbones.create(name)
-    if method == "mae" and not isinstance(encoder, PatchBackbone):
-        raise ValueError(
-            f"setting backbone: {backbone} has no patches to hide; choose vit_nano_patch8_64"
-        )
+    name = named(method, backbone, image_size, recipe)
+    cfg, encoder = fitted(method, name, recipe), backbones.create(name)
+    if "images" in {f.name for f in fields(cfg)}:
+        cfg = replace(cfg, images=batch_size)
     arms = _arms(method, cfg, encoder, _pictures(cfg.views, batch_size))
-    seconds = interleave(arms, rounds)
+    seconds = interleave(arms, rounds, time.process_time if _single() else _now)
+    sizes = {arm: peak(work) for arm, work in arms.items()}
     return {
         "bench": "step",
         "date": datetime.date.today().isoformat(),
         "settings": {
             "method": method,
-            "backbone": backbone,
-            "image_size": image_size,
+            "backbone": name.name,
+            "image_size": name.image_size,
             "batch_size": batch_size,
             "rounds": rounds,
+            "recipe": recipe,
+            "clock": "process" if _single() else "wall",
             "method_config": asdict(cfg),
             "optim": asdict(OPTIM),
         },
         "machine": machine(),
         "versions": versions(),
-        "arms": {arm: {"seconds": s, **spread(s)} for arm, s in seconds.items()},
+        "arms": {
+            arm: {"seconds": s, "bytes": sizes[arm], **spread(s)} for arm, s in seconds.items()
+        },
         "ratios": ratios(seconds),
     }
 
 
-def fitted(method: str, backbone: BackboneConfig) -> Any:
-    """The paper's Config with its crops scaled to this picture size, in whole patches."""
-    cfg = methods.get(method).Config()  # type: ignore[attr-defined]
+def named(method: str, backbone: str, image_size: int, recipe: str) -> BackboneConfig:
+    """The recipe's backbone, or that of the name, at the size asked for."""
+    if recipe:
+        known = methods.recipes(method)
+        if recipe not in known:
+            raise ValueError(f"setting recipe: {method} has no {recipe!r}{suggest(recipe, known)}")
+        own = known[recipe].backbone
+        return replace(own, name=backbone or own.name, image_size=image_size or own.image_size)
+    backbone = backbone or "resnet18"
+    convolutional = not backbone.startswith("vit")  # the paper's stem, as lightly's users train it
+    stem = "paper" if convolutional else "auto"
+    return BackboneConfig(name=backbone, image_size=image_size or 64, stem=stem)
+
+
+def fitted(method: str, backbone: BackboneConfig, recipe: str = "") -> Any:
+    """The method's Config with its crops scaled to this picture size, in whole patches."""
+    cls: Any = methods.get(method)
+    cfg = methods.recipes(method)[recipe].method if recipe else cls.Config()
     encoder = backbones.create(backbone)
     step = encoder.patch if isinstance(encoder, PatchBackbone) else 1
     largest = max(view.size for view in cfg.views)
@@ -114,27 +161,31 @@ def fitted(method: str, backbone: BackboneConfig) -> Any:
     return replace(cfg, views=tuple(map(scaled, cfg.views)))
 
 
-def interleave(arms: dict[str, Work], rounds: int) -> dict[str, list[float]]:
+def interleave(
+    arms: dict[str, Work], rounds: int, now: Callable[[], float] | None = None
+) -> dict[str, list[float]]:
     """Seconds of each arm in each round, after one round that does not count."""
+    now = now or _now
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for lap in range(rounds + 1):
         for name, work in arms.items():
-            began = _now()
+            began = now()
             work()
             if lap:
-                seconds[name].append(_now() - began)
+                seconds[name].append(now() - began)
     return seconds
 
 
 def ratios(seconds: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
-    """Ours to bare, lightly's to bare, ours to lightly's, each in its better layout."""
+    """Ours to bare, to unmasked, lightly's to bare, ours to lightly's, in the better layouts."""
     best = {}
-    for side in ("bare", "saccade", "lightly"):
+    for side in ("bare", "saccade", "lightly", "unmasked"):
         arms = [arm for arm in seconds if arm.partition("/")[0] == side]
         if arms:
             best[side] = min(arms, key=lambda arm: statistics.median(seconds[arm]))
     found = {}
-    for a, b in (("saccade", "bare"), ("lightly", "bare"), ("saccade", "lightly")):
+    pairs_of_sides = [("saccade", b) for b in ("bare", "unmasked", "lightly")]
+    for a, b in (*pairs_of_sides, ("lightly", "bare")):
         if a in best and b in best:
             pairs = zip(seconds[best[a]], seconds[best[b]], strict=True)
             found[f"{a} / {b}"] = {**spread([x / y for x, y in pairs]), "of": [best[a], best[b]]}
@@ -165,6 +216,10 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": middle, "low": low, "high": high}
 
 
+def _single() -> bool:
+    return torch.get_num_threads() == 1 and not torch.cuda.is_available()
+
+
 def _now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -180,10 +235,19 @@ def _pictures(views: tuple[View, ...], batch_size: int) -> Views:
 
 def _arms(method: str, cfg: Any, encoder: Backbone, batch: Views) -> dict[str, Work]:
     """Every side in every layout, each around its own copy of the encoder."""
+    if method in HIDING and not isinstance(encoder, PatchBackbone):
+        raise ValueError(
+            f"setting backbone: {method} hides patches and this network has none; "
+            "choose vit_nano_patch8_64"
+        )
     builders: dict[str, Callable[[Backbone, Views], Work]] = {
         "bare": lambda net, b: _bare(PASSES[method], net, b.images),
         "saccade": lambda net, b: _saccade(methods.get(method)(cfg, net), b),
     }
+    if method == "mae":
+        assert isinstance(encoder, PatchBackbone)
+        whole = replace(cfg, mask_ratio=1 / math.prod(encoder.grid))
+        builders["unmasked"] = lambda net, b: _saccade(methods.get(method)(whole, net), b)
     if method == "simclr":
         builders["lightly"] = lambda net, b: _lightly_simclr(cfg, net, b.images)
     if method == "moco":
@@ -295,10 +359,35 @@ def show(found: dict[str, Any]) -> None:
         f"{settings['image_size']} px, batch {settings['batch_size']}",
         caption=f"medians of {settings['rounds']} interleaved rounds, between quartiles",
     )
-    for name in ("what", "median", "quartiles"):
+    for name in ("what", "median", "quartiles", "MB"):
         view.add_column(name, justify="left" if name == "what" else "right")
     for unit, rows in ((" s", found["arms"]), ("", found["ratios"])):
         for name, row in rows.items():
             quartiles = f"{row['low']:.3f} to {row['high']:.3f}"
-            view.add_row(name, f"{row['median']:.3f}{unit}", quartiles)
+            size = f"{row['bytes'] / 1e6:.1f}" if unit else ""
+            view.add_row(name, f"{row['median']:.3f}{unit}", quartiles, size)
+    Console().print(view)
+
+
+def show_steps(found: dict[str, Any]) -> None:
+    """One row for each method: its step beside the bare encoder's."""
+    from rich.console import Console
+    from rich.table import Table
+
+    view = Table(caption="medians of interleaved rounds, ratios between quartiles")
+    for name in ("method", "backbone", "pixels", "batch", "step, s", "over bare", "MB", "bare, MB"):
+        view.add_column(name, justify="left" if name in ("method", "backbone") else "right")
+    for name, one in found["methods"].items():
+        settings, ratio = one["settings"], one["ratios"]["saccade / bare"]
+        own, bare = (one["arms"][arm] for arm in ratio["of"])
+        view.add_row(
+            name,
+            settings["backbone"],
+            str(settings["image_size"]),
+            str(settings["batch_size"]),
+            f"{own['median']:.3f}",
+            f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
+            f"{own['bytes'] / 1e6:.1f}",
+            f"{bare['bytes'] / 1e6:.1f}",
+        )
     Console().print(view)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import datetime
 import math
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from . import __version__
 from .attention import (
@@ -35,6 +32,7 @@ from .attention import (
     NonLocal,
 )
 from .bench import Work, interleave, machine, spread
+from .bench_memory import peak
 from .engine.distributed import device as this_device
 
 HEADS = 4
@@ -141,49 +139,6 @@ def _work(make: Make, channels: int, side: int, batch_size: int) -> Work:
         layer(x).square().mean().backward()
 
     return work
-
-
-def peak(work: Work) -> int:
-    """Bytes alive at most while it runs, above what was alive before."""
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    with Living() as living:
-        work()
-    return living.most
-
-
-class Living(TorchDispatchMode):
-    """Counts the bytes of all results of operations that are alive."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.most = 0
-        self.known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        given = {id(t.untyped_storage()) for t in _tensors((args, kwargs))}
-        for t in _tensors(out):
-            storage = t.untyped_storage()
-            if storage not in self.known and id(storage) not in given:
-                self.known.add(storage)
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._freed, storage.nbytes())
-        self.most = max(self.most, self.now)
-        return out
-
-    def _freed(self, size: int) -> None:
-        self.now -= size
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
 
 
 def show(found: dict[str, Any]) -> None:

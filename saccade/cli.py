@@ -9,6 +9,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from .cli_bench import bench
+from .cli_labels import propagate
 from .cli_report import report, serve
 from .errors import RunError
 
@@ -19,9 +21,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-)
-bench = typer.Typer(
-    help="Measure beside peers: a training step, the making of views.", no_args_is_help=True
 )
 app.add_typer(bench, name="bench")
 
@@ -401,52 +400,7 @@ def doctor(
     raise typer.Exit(code)
 
 
-@bench.command("step")
-def bench_step(
-    method: Annotated[str, typer.Option()] = "simclr",
-    backbone: Annotated[str, typer.Option()] = "resnet18",
-    image_size: Annotated[int, typer.Option(min=8)] = 64,
-    batch_size: Annotated[int, typer.Option(min=2)] = 64,
-    rounds: Annotated[int, typer.Option(min=1)] = 10,
-    json_out: JsonOut = "",
-) -> None:
-    """One training step beside the bare encoder's, and beside lightly's modules."""
-    from .commands import run_bench_step
-
-    run_bench_step(method, backbone, image_size, batch_size, rounds, json_out)
-
-
-@bench.command("data")
-def bench_data(
-    data: Annotated[str, typer.Argument(help="Pictures.")],
-    views: Annotated[str, typer.Option(help="dino, simclr, moco or mae.")] = "dino",
-    threads: Annotated[int, typer.Option(min=1)] = 1,
-    pictures: Annotated[int, typer.Option(min=2, help="Of the data, evenly spread.")] = 64,
-    rounds: Annotated[int, typer.Option(min=1)] = 10,
-    image_size: Annotated[int, typer.Option(min=16, help="Of the largest view.")] = 224,
-    json_out: JsonOut = "",
-) -> None:
-    """Views a second beside lightly, torchvision, the plain DataLoader, and decoding alone."""
-    from .commands import run_bench_data
-
-    run_bench_data(data, views, threads, pictures, rounds, image_size, json_out)
-
-
-@bench.command("attention")
-def bench_attention(
-    sizes: Annotated[str, typer.Option(help="Sides of the map, comma-separated.")] = "8,16,32,64",
-    channels: Annotated[int, typer.Option(min=8)] = 64,
-    batch_size: Annotated[int, typer.Option(min=1)] = 2,
-    rounds: Annotated[int, typer.Option(min=1)] = 5,
-    plot: Annotated[str, typer.Option(help="Draw the figures into a .png file.")] = "",
-    json_out: JsonOut = "",
-) -> None:
-    """Time and memory of attention, convolution and lambda layers as the map grows."""
-    from .commands import run_bench_attention
-
-    run_bench_attention(sizes, channels, batch_size, rounds, plot, json_out)
-
-
+app.command()(propagate)
 app.command()(report)
 app.command()(serve)
 

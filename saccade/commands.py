@@ -311,12 +311,26 @@ def run_pack(
 
 
 def run_bench_step(
-    method: str, backbone: str, image_size: int, batch_size: int, rounds: int, json_out: str
+    method: str,
+    backbone: str,
+    image_size: int,
+    batch_size: int,
+    rounds: int,
+    recipe: str,
+    json_out: str,
 ) -> None:
-    found = bench.run_step(
-        method, image_size=image_size, batch_size=batch_size, rounds=rounds, backbone=backbone
-    )
-    _deliver(found, json_out, bench.show)
+    settings: dict[str, Any] = {
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "rounds": rounds,
+        "backbone": backbone,
+        "recipe": recipe,
+    }
+    if "," in method:
+        found = bench.run_steps(method.split(","), **settings)
+        _deliver(found, json_out, bench.show_steps)
+    else:
+        _deliver(bench.run_step(method, **settings), json_out, bench.show)
 
 
 def run_bench_attention(

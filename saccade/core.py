@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .nn.random import permutation
@@ -46,7 +46,7 @@ class Step:
 class StrongSet:
     """Operations drawn anew, with replacement, for each view: RandAugment's or CLSA's."""
 
-    name: Literal["none", "randaugment", "clsa"] = "none"
+    name: Literal["none", "randaugment", "increasing", "clsa"] = "none"
     count: int = 2  # operations drawn
     chance: float = 0.5  # of each drawn one to happen
     magnitude: float = 10.0  # out of 10; CLSA draws whole ones from 1 to 9
@@ -83,6 +83,13 @@ class Views:
     boxes: list[Tensor] = field(default_factory=list)  # V x [B, 4] crop in the image, 0..1, xyxy
     flips: list[Tensor] = field(default_factory=list)  # V x [B] was it mirrored
     labels: Tensor | None = None  # [B] class of each image, -1 without; None: data without labels
+    mean: tuple[float, ...] = (0.0,)  # per channel: what `images` were normalized by
+    std: tuple[float, ...] = (1.0,)
+
+    def pixels(self, view: int = 0) -> Float[Tensor, "b c H W"]:
+        """The images of a view before they were normalized: in [0, 1] where they are 8-bit."""
+        x = self.images[view]
+        return x * x.new_tensor(self.std)[:, None, None] + x.new_tensor(self.mean)[:, None, None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +123,73 @@ class Found:
     labels: Tensor  # [N] classes from 0
     scores: Tensor  # [N] 0..1
     masks: Tensor | None = None  # [N, h, w] bool, where the system gives any
+
+
+IGNORED = 255  # the label of pixels that neither train nor count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cropping:
+    """How pictures and their masks are sized, cut and changed: the augmentation table of
+    segmentation. A test sees whole pictures."""
+
+    short: int = 0  # pixels of the short side, in a test too; 0 keeps pictures as they are
+    scale: tuple[float, float] = (0.5, 2.0)  # of that size, drawn evenly
+    size: tuple[int, int] = (512, 512)  # height and width of the crop, pixels
+    flip: float = 0.5  # probability
+    jitter: float = 0.0  # probability
+    strength: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)  # b, c, s, h
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segments:
+    """A batch of pictures of one size, and the class of every pixel where it is known: at that
+    size in training, at the stored one in a test."""
+
+    images: Tensor  # [B, C, H, W] normalized
+    stored: list[tuple[int, int]]  # height and width of each as it lies in the data
+    index: Tensor  # [B] which picture of the data
+    labels: list[Tensor] = field(default_factory=list)  # B x [h, w] uint8: classes, IGNORED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """Which pictures train by their labels: all, some of every class, or those of a list."""
+
+    count: int = 0  # pictures, as many of every class; 0: no limit
+    share: float = 1.0  # of all labels, as many of every class
+    file: str = ""  # a list of pictures and classes, perhaps guessed: `saccade propagate` writes it
+    ratio: float = 1.0  # of the guessed labels, the surest first
+    weighted: bool = False  # a guessed label counts by its confidence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """How pictures are cut, to the size of the backbone, and changed to learn classes."""
+
+    crop: tuple[float, float] = (0.08, 1.0)  # range of area
+    flip: float = 0.5  # probability
+    strength: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)  # of jitter: b, c, s, h
+    strong: StrongSet = StrongSet()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mix:
+    """How pictures of a batch and their labels are mixed; with both, a coin chooses."""
+
+    mixup: float = 0.0  # a of the Beta(a, a) that a share is drawn from; 0: never
+    cutmix: float = 0.0  # likewise, for a rectangle
+    erase: float = 0.0  # probability of noise over a rectangle
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lessons:
+    """A batch of augmented pictures and what is known of their classes."""
+
+    images: Tensor  # [B, C, H, W] normalized
+    labels: Tensor  # [B] classes from 0, -1 without
+    weights: Tensor  # [B] how much each label counts
+    taught: Tensor | None = None  # [B, K] probabilities that a teacher gives the same pictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +227,31 @@ class Task(nn.Module, ABC):
         """The optimizer has moved: update teachers, renormalize weights."""
 
 
+class PixelTokenizer(nn.Module, ABC):
+    """Turns the cells of a picture into codes 0 ... codes - 1; nothing in it trains."""
+
+    codes: int
+    channels: int  # of the picture
+    decodes: bool  # whether `decode` can be called
+
+    @abstractmethod
+    def encode(self, x: Float[Tensor, "b c H W"], grid: tuple[int, int]) -> Int[Tensor, "b h w"]:
+        """Codes of pictures before normalization, at so many rows and columns."""
+
+    @abstractmethod
+    def decode(
+        self, codes: Int[Tensor, "b h w"], size: tuple[int, int]
+    ) -> Float[Tensor, "b c H W"]:
+        """Pictures that codes stand for, before normalization, of so many pixels."""
+
+
 class Backbone(nn.Module, ABC):
     """What every encoder offers, convolutional or transformer."""
 
     dim: int  # channels of `features`, width of the pooled vector
     channels: int  # of the input picture
     image_size: int  # pixels, the size it was built for
+    stride: int  # pixels between cells of the map
 
     @abstractmethod
     def features(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b d h w"]:
@@ -174,6 +267,7 @@ class PatchBackbone(Backbone):
 
     patch: int  # pixels
     grid: tuple[int, int]  # rows and columns of patches at `image_size`
+    depth: int  # blocks
     prefix: int  # tokens in front of the patches: CLS, registers
 
     @abstractmethod
@@ -195,8 +289,10 @@ class PatchBackbone(Backbone):
         """`encode`, and the softmaxed attention of its first token in the last block."""
 
     @abstractmethod
-    def layers(self, x: Float[Tensor, "b c H W"], last: int) -> list[Float[Tensor, "b p d"]]:
-        """All tokens after each of the last blocks, each through the final norm, oldest first."""
+    def layers(
+        self, x: Float[Tensor, "b c H W"], last: int, *, normed: bool = True
+    ) -> list[Float[Tensor, "b p d"]]:
+        """All tokens after each of the last blocks, oldest first, each through the final norm."""
 
     @abstractmethod
     def attention(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b heads p p"]:
@@ -216,6 +312,7 @@ class StagedBackbone(Backbone):
 
     widths: tuple[int, ...]  # channels of the map after each stage
     strides: tuple[int, ...]  # pixels between its cells
+    patch: int  # pixels of the square that a cell of the stem sees alone; 0 where they overlap
 
     @abstractmethod
     def stem(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b d h w"]:
@@ -224,6 +321,81 @@ class StagedBackbone(Backbone):
     @abstractmethod
     def stage(self, y: Float[Tensor, "b d h w"], i: int) -> Float[Tensor, "b e i j"]:
         """The map after stage i, without the norm that some networks end in."""
+
+    @abstractmethod
+    def encode(self, y: Float[Tensor, "b d h w"]) -> Float[Tensor, "b e i j"]:
+        """`features` of a picture, from what `stem` gives of it."""
+
+    @abstractmethod
+    def dilate(self, stages: int) -> None:
+        """Let the last stages keep the size of the map, by kernels with holes in them."""
+
+
+class Mechanism(nn.Module, ABC):
+    """A layer whose positions take in others by weights that can be read out."""
+
+    @abstractmethod
+    def look(
+        self, x: Float[Tensor, "b c *space"], at: Int[Tensor, "q"]
+    ) -> dict[str, Float[Tensor, "b heads q *keys"]]:
+        """Weights over its input of the positions `at` of its output, counted in raster order.
+
+        One map for each part of the mechanism, the parts under the names of the paper.
+        """
+
+
+class PixelBackbone(Backbone):
+    """A transformer over pixels in raster order, each one of the K colors of a palette.
+
+    In a causal one, place i has seen the pixels before i and no other; else it has seen all.
+    """
+
+    palette: Tensor  # [K, 3] in [-1, 1]
+    fitted: Tensor  # [] whether the palette was found in pictures, or read from a file
+    causal: bool
+    depth: int  # blocks
+
+    @abstractmethod
+    def pixels(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b n c"]:
+        """Of normalized pictures, in raster order and in [-1, 1]."""
+
+    @abstractmethod
+    def tokens(self, x: Float[Tensor, "b c H W"]) -> Int[Tensor, "b H W"]:
+        """The color of the palette that is nearest to each pixel."""
+
+    @abstractmethod
+    def paint(self, tokens: Int[Tensor, "b H W"]) -> Float[Tensor, "b c H W"]:
+        """Normalized pictures in the palette's colors."""
+
+    @abstractmethod
+    def set_palette(self, colors: Float[Tensor, "k c"]) -> None: ...
+
+    @abstractmethod
+    def encode(
+        self, tokens: Int[Tensor, "b H W"], hidden: Bool[Tensor, "b H W"] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        """Places after all blocks and the norm; hidden pixels leave only their positions."""
+
+    @abstractmethod
+    def scores(self, h: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
+        """Logits of the color of each place's own pixel."""
+
+    @abstractmethod
+    def layers(self, x: Float[Tensor, "b c H W"]) -> list[Float[Tensor, "b d"]]:
+        """Means over places of what each block's first norm gives, then of the last norm."""
+
+    @abstractmethod
+    def memory(self, rows: int) -> Float[Tensor, "l 2 b heads n e"]:
+        """Room for the keys and values of that many sequences, for `advance`."""
+
+    @abstractmethod
+    def advance(
+        self, tokens: Int[Tensor, "b m"], at: int, memory: Float[Tensor, "l 2 b heads n e"]
+    ) -> Float[Tensor, "b d"]:
+        """The place that comes after these tokens, the first of which is pixel `at`.
+
+        Any number of tokens at 0, then one at a time. Of a causal network alone.
+        """
 
 
 E = TypeVar("E", bound=Backbone, covariant=True)

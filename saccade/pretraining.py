@@ -54,7 +54,7 @@ def prepare(run: Run, out: Path, *, resume: bool, overwrite: bool) -> None:
 def build(run: Run) -> Method:
     """The method around a fresh encoder: the same weights for the same run."""
     torch.manual_seed(run.seed)
-    encoder = backbones.create(run.backbone)
+    encoder = backbones.create(run.backbone, run.normalize)
     method = methods.get(run.name)(run.method, encoder)
     if run.weights:
         stage.initialize(method.encoder, run)

@@ -21,6 +21,7 @@ class BackboneConfig:
     channels: int = 3
     drop_path: float = 0.0  # stochastic depth of the trained network, teachers have none
     stem: Literal["auto", "small", "paper"] = "auto"  # small: 3x3, no pooling; auto: at <= 64 px
+    layer: int | Literal["last", "middle"] = "last"  # whose features an iGPT gives
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +38,10 @@ class Schedule:
 
     warmup_epochs: float = 0.0
     warmup_steps: int = 0  # on top of those epochs
-    shape: Literal["cosine", "constant", "steps"] = "cosine"
-    final_lr: float = 0.0  # what the cosine ends at; not scaled by the batch
+    shape: Literal["cosine", "constant", "steps", "poly"] = "cosine"
+    final_lr: float = 0.0  # what cosine and poly end at; not scaled by the batch
     drops: tuple[float, ...] = (0.6, 0.8)  # shares of the run at which `steps` multiplies by .1
+    power: float = 0.9  # of the share of the run that is left, where `poly`
     per: Literal["step", "epoch"] = "step"  # how often the shape moves
 
 

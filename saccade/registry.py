@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import pkgutil
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -18,6 +20,10 @@ from types import ModuleType
 from typing import Any
 
 from .config import suggest
+
+DOCSTRING = re.compile(r'(?:\s|#[^\n]*\n)*r?"""(.*?)"""', re.DOTALL)  # parsing takes its time
+AUTHORS = re.compile(r"([A-Z][\w-]+(?:\s+et\s+al\.|\s+and\s+[A-Z][\w-]+))\s+(\d{4})\b")
+ARXIV = re.compile(r"arXiv:\d{4}\.\d{4,5}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +64,21 @@ class Registry:
 
     def summary(self, name: str) -> str:
         """The first line of the paper's file, read without running it."""
-        doc = ast.get_docstring(ast.parse(self.path(name).read_text(encoding="utf-8")))
-        return (doc or "").partition("\n")[0]
+        return self._docstring(name).partition("\n")[0]
+
+    def citation(self, name: str) -> tuple[str, str]:
+        """The paper that the file names first, and its year; empty where it names none."""
+        authors = AUTHORS.search(doc := self._docstring(name))
+        number = ARXIV.search(doc)
+        if authors is None:
+            return "", ""
+        return ", ".join([authors[1], *([number[0]] if number else [])]), authors[2]
+
+    def _docstring(self, name: str) -> str:
+        """Of the file: the string that it starts with."""
+        text = self.path(name).read_text(encoding="utf-8")
+        start = DOCSTRING.match(text)
+        return inspect.cleandoc(start[1]) if start else ""
 
     def path(self, name: str) -> Path:
         """The paper's file."""
@@ -68,14 +87,17 @@ class Registry:
         assert spec.origin is not None
         return Path(spec.origin)
 
+    def _ours(self) -> dict[str, str]:
+        """Dotted module by name."""
+        return {m.name: f"{self.package}.{m.name}" for m in pkgutil.iter_modules(self.folders)}
+
     def _modules(self) -> dict[str, str]:
-        """Dotted module by name; our own names win."""
-        theirs = {e.name: e.module for e in entry_points(group=self.package)}
-        ours = pkgutil.iter_modules(self.folders)
-        return theirs | {m.name: f"{self.package}.{m.name}" for m in ours}
+        """Those of other packages too; our own names win."""
+        return {e.name: e.module for e in entry_points(group=self.package)} | self._ours()
 
     def _known(self, name: str) -> str:
-        modules = self._modules()
+        ours = self._ours()
+        modules = ours if name in ours else self._modules()  # other packages take time to ask
         if name not in modules:
             raise ValueError(f"setting {self.kind}: {name!r} is unknown{suggest(name, modules)}")
         return modules[name]

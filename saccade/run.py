@@ -22,6 +22,7 @@ from .recipe import (
 )
 
 FILE = "run.json"
+HEADS = "heads.safetensors"  # layers beyond the encoder that a method pretrained, if any
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from .nn import dist
 from .run import Run, TrainRun
 
 BAD = "bad_files.jsonl"
-HEADS = "heads.safetensors"  # layers beyond the encoder that a method pretrained, if any
+HEADS = runs.HEADS
 DONE = "done.json"  # written last: the run is whole
 
 

@@ -6,7 +6,7 @@ backbone/ (the encoder, fine-tuned: WEIGHTS like any other), bad_files.jsonl and
 A pretraining run may also hold heads.safetensors: layers beyond the encoder, under the names they
 have in the system. For `detect`: `neck.fpn.inner_blocks.I.0.weight` and `layer_blocks` likewise
 (finest level first; .1 is the batch norm, without which .0 has a bias), `rpn.head.*`,
-`roi_heads.box_head.*`, `roi_heads.mask_head.*`.
+`roi_heads.box_head.*`, `roi_heads.mask_head.*`. For `classify` and `distill`: `projector.*`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ from .engine.health import Health
 from .evals.results import Result
 from .nn import dist, norm
 from .run import TrainRun
-
-STATE = "system.safetensors"
+from .trained import STATE, load
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +69,7 @@ def train(run: TrainRun, out: Path, *, resume: bool = False, overwrite: bool = F
                 _check_same(run, out)
             stage.start_folder(run, out, resume=resume)
             write_bad(out / stage.BAD, domain.bad(data))
+            domain.record(run, data, out)
             stage.announce(run, out, domain.summary(data), domain.bad(data))
         _place(run, system, device)
         steps = run.steps or run.epochs * loader.steps
@@ -99,7 +99,9 @@ def train(run: TrainRun, out: Path, *, resume: bool = False, overwrite: bool = F
 def build(run: TrainRun) -> System:
     """The system around an encoder with the run's weights: the same for the same run."""
     torch.manual_seed(run.seed)
-    system: System = systems.get(run.name)(run.system, backbones.create(run.backbone))
+    system: System = systems.get(run.name)(
+        run.system, backbones.create(run.backbone, run.normalize)
+    )
     stage.initialize(system.encoder, run)
     heads = Path(run.weights) / stage.HEADS if run.weights else None
     if heads is not None and heads.is_file():
@@ -107,16 +109,6 @@ def build(run: TrainRun) -> System:
     if run.batch_norm == "frozen":
         norm.freeze(system.encoder)
     return system
-
-
-def load(out: Path) -> tuple[TrainRun, System]:
-    """A trained system in evaluation mode, and its run."""
-    run = runs.read_train(out / runs.FILE)
-    if not (out / STATE).is_file():
-        raise ValueError(f"setting run: {out} has no {STATE}; let `saccade train` finish it first")
-    system: System = systems.get(run.name)(run.system, backbones.create(run.backbone))
-    system.load_state_dict(load_file(out / STATE))
-    return run, system.eval()
 
 
 def measure(out: Path) -> list[Result]:
@@ -162,7 +154,8 @@ def _take_heads(system: System, path: Path) -> None:
     own = system.state_dict()
     state = load_file(path)
     fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
-    if not fits:
+    parts, given = ({k.partition(".")[0] for k in keys} for keys in (own, state))
+    if not fits and parts & given:  # layers for another system are left alone
         raise ValueError(f"weights: no layer of {path} fits the system; is the neck the same?")
     system.load_state_dict({**own, **fits})
     left = sorted(set(state) - set(fits))

@@ -26,15 +26,16 @@ MAY_IMPORT = {
     "data": {*BASE, "nn"},
     "engine": {*BASE, "nn", "data"},
     "evals": {*BASE, "nn", "data", "engine", "backbones"},
-    "domains": {*BASE, "nn", "data", "engine", "evals", "run"},
+    "domains": {*BASE, "nn", "data", "engine", "evals", "run", "trained"},
     "layouts": {"backbones"},
     "weights": {*BASE, "backbones", "layouts"},
-    "exports": {*BASE, "backbones", "weights"},
-    "report": {*BASE, "data", "engine", "evals", "looking", "run", "weights"},
+    "exports": {*BASE, "backbones", "weights", "nn"},
+    "report": {*BASE, "__version__", "data", "engine", "evals", "looking", "run", "weights"},
 }
 ANYTHING = {"__init__", "__main__", "cli", "commands", "run", "pretraining", "embedding", "bench"}
 ANYTHING |= {
     "stage",
+    "trained",
     "training",
     "evaluation",
     "listing",
@@ -47,11 +48,15 @@ ANYTHING |= {
     "data_report",
     "api",
     "bench_attention",
+    "bench_memory",
     "bench_data",
     "verdict",
     "searching",
+    "cli_bench",
     "reproduction",
     "cli_report",
+    "cli_labels",
+    "propagating",
 }
 
 

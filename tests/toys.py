@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from saccade import methods
+from saccade.backbones.igpt import IGPT
 from saccade.core import Backbone, Clock, PatchBackbone, View, Views
 from saccade.nn import random
 
@@ -37,15 +38,17 @@ class ConvNet(Backbone):
 
 
 class PatchNet(PatchBackbone):
-    """A CLS token and two blocks of torch's own transformer, 32 pixels in patches of 8."""
+    """A CLS token or none, two blocks of torch's own transformer, 32 pixels in patches of 8."""
 
-    dim, channels, image_size, patch, prefix = 16, 3, 32, 8, 1
+    dim, channels, image_size, patch, stride, depth = 16, 3, 32, 8, 8, 2
 
-    def __init__(self, grid=(4, 4)):
+    def __init__(self, grid=(4, 4), prefix=1):
         super().__init__()
         self.grid = grid
+        self.prefix = prefix
         self.embed = nn.Conv2d(3, self.dim, self.patch, self.patch)
-        self.cls_token = nn.Parameter(torch.randn(1, 1, self.dim) * 0.02)
+        front = torch.randn(1, prefix, self.dim) * 0.02
+        self.cls_token = nn.Parameter(front) if prefix else None
         self.table = nn.Parameter(torch.randn(grid[0] * grid[1], self.dim) * 0.02)
         layer = nn.TransformerEncoderLayer(
             self.dim, 2, 32, 0.0, F.gelu, batch_first=True, norm_first=True
@@ -75,17 +78,23 @@ class PatchNet(PatchBackbone):
         return self.encode(tokens), seen[:, :, 0]
 
     def _prefixed(self, tokens):
+        if self.cls_token is None:
+            return tokens
         return torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], 1)
 
     def features(self, x):
         rows, columns = (side // self.patch for side in x.shape[-2:])
-        return self.encode(self.tokens(x))[:, 1:].mT.unflatten(2, (rows, columns))
+        return self.encode(self.tokens(x))[:, self.prefix :].mT.unflatten(2, (rows, columns))
 
     def forward(self, x):
         return self.encode(self.tokens(x))[:, 0]
 
-    def layers(self, x, last):
-        raise NotImplementedError
+    def layers(self, x, last, *, normed=True):
+        """There is no final norm."""
+        found = [self._prefixed(self.tokens(x))]
+        for layer in self.blocks.layers:
+            found.append(layer(found[-1]))
+        return found[-last:]
 
     def attention(self, x):
         raise NotImplementedError
@@ -150,10 +159,36 @@ SMALL = {
     "decoder_depth": 1,
     "decoder_heads": 2,
     "patch_bottleneck": 8,
+    "tokenizer": "color",
+    "codes": 12,
+    "code_dim": 4,
+    "masked": 6,
+    "min_block": 2,
+    "regressor_depth": 1,
+    "drop_path": 0.0,
+    "patch_size": 6,
+    "mask_size": 8,
+    "min_keep": 2,
+    "predictor_dim": 8,
+    "predictor_depth": 1,
+    "predictor_heads": 2,
+    "last_layers": 2,
 }
 CROPS = (32, 32, 16, 16)
-SIZES = dict.fromkeys(("dino", "swav", "mst", "ibot", "dinov2"), CROPS) | {"mae": (32,)}
+SIZES = dict.fromkeys(("dino", "swav", "mst", "ibot", "dinov2"), CROPS)
+SIZES |= {"mae": (32,), "igpt": (8,)}
+SIZES |= {"infomin": (32, 32, 24), "clsa": (32, 32, 16)}
+SIZES |= dict.fromkeys(("beit", "cae", "tokenizer"), (32,))
+SIZES |= dict.fromkeys(("simmim", "mlm", "data2vec", "ijepa"), (32,))
 PATCHES = ("mst", "ibot", "dinov2")  # methods for plain transformers only
+
+
+def colored(causal=True, **settings):
+    """An iGPT of 8 colors for 8 pixels, whose scores no longer stand at zero."""
+    sizes = {"dim": 16, "depth": 2, "heads": 2, "image_size": 8, "colors": 8} | settings
+    net = IGPT(causal=causal, **sizes)
+    nn.init.normal_(net.output.weight, std=0.1)
+    return net
 
 
 def build(name, **settings):
@@ -162,8 +197,12 @@ def build(name, **settings):
     cls = methods.get(name)
     known = {f.name for f in dataclasses.fields(cls.Config)}
     small = {k: v for k, v in SMALL.items() if k in known} | settings
-    if name == "mae":
+    if name == "ijepa":
+        return cls(cls.Config(views=(View(size=32),), **small), PatchNet(prefix=0))
+    if name in ("mae", "beit", "cae", "tokenizer", "simmim", "mlm", "data2vec"):
         return cls(cls.Config(views=(View(size=32),), **small), PatchNet())
+    if name == "igpt":
+        return cls(cls.Config(views=(View(size=8),), **small), colored())
     return cls(cls.Config(**small), PatchNet() if name in PATCHES else ConvNet())
 
 

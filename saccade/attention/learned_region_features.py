@@ -14,7 +14,8 @@ Widths, and the start from N(0, .01), at which a bin is nearly the mean of the p
 choices. So is `prior`: it adds -s_k |p - c_k|^2 / 2, c_k the middle of the bin and s_k learned
 from 1 on, in bins or, where they are larger, cells, so that a few hundred pictures can teach where
 an object ends. The layer knows places in the picture: unlike RoIAlign's, its output changes when
-box and picture move together.
+box and picture move together. 300 regions of 49 bins hold 17 MB of weights, and their 296 cells of
+256 channels 91 MB.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 
@@ -132,7 +133,9 @@ class LearnedRegionFeatures(nn.Module):
             torch.cat([torch.zeros_like(box, dtype=torch.bool), met], 1),
         )
 
-    def crossed(self, rows: Tensor, columns: Tensor) -> Tensor:  # [..., M], [..., M] -> [..., N]
+    def crossed(
+        self, rows: Shaped[Tensor, "*b m"], columns: Shaped[Tensor, "*b m"]
+    ) -> Shaped[Tensor, "*b n"]:
         """The sum of every row and column, grid by grid."""
         grids = zip(rows.split(self.grids, -1), columns.split(self.grids, -1), strict=True)
         return torch.cat([(a[..., None] + b[..., None, :]).flatten(-2) for a, b in grids], -1)

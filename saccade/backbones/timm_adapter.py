@@ -21,14 +21,17 @@ from timm.layers.attention import Attention
 from timm.layers.patch_embed import PatchEmbed
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models import model_entrypoint
+from timm.models.beit import Beit
 from timm.models.resnet import ResNet
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from ..core import Backbone, PatchBackbone, StagedBackbone
+from ..attention.local_relation import LocalRelation
+from ..core import Backbone, PatchBackbone, PixelBackbone, StagedBackbone
 from ..recipe import BackboneConfig
 from . import names
-from .presets import PRESETS
+from .presets import OWN, PRESETS
+from .relative import RelativeViT, resize
 
 Family = Literal["resnet", "convnext", "swin", "vit"]
 
@@ -42,7 +45,11 @@ MODULES: dict[str, tuple[Family, dict[str, Any]]] = {
     "vision_transformer_hybrid": ("vit", {"dynamic_img_size": True}),
     "deit": ("vit", {"dynamic_img_size": True}),
     "eva": ("vit", {"dynamic_img_size": True}),
+    "beit": ("vit", {}),
 }
+
+# Layers other than convolutions that make maps smaller: they have no dilated form.
+SHRINKING = (nn.AvgPool2d, nn.MaxPool2d, LocalRelation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +82,8 @@ class StagedNet(StagedBackbone):
         self.widths = tuple(s["num_chs"] for s in stages)
         shrunk = 4 if family == "resnet" and has_small_stem(cfg) else 1
         self.strides = tuple(s["reduction"] // shrunk for s in stages)
+        self.stride = self.strides[-1]
+        self.patch = self._own_pixels()
 
     def stem(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b d h w"]:
         net = self.net
@@ -96,16 +105,53 @@ class StagedNet(StagedBackbone):
             case _:
                 return net.layers[i](y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
+    def dilate(self, stages: int) -> None:
+        first = len(self.strides) - stages
+        net, resnet = self.net, self.family == "resnet" and 0 < first < len(self.strides)
+        layers = (net.layer1, net.layer2, net.layer3, net.layer4)[first:] if resnet else ()
+        inside = [list(layer.modules()) for layer in layers]
+        if not inside or any(isinstance(m, SHRINKING) for each in inside for m in each):
+            raise ValueError(
+                f"setting dilated={stages}: up to 3 stages of a ResNet whose convolutions shrink "
+                "the maps can dilate; set it to 0, or choose one, such as resnet50"
+            )
+        for k, each in enumerate(inside):
+            for conv in (m for m in each if isinstance(m, nn.Conv2d)):
+                conv.stride, (kernel, _) = (1, 1), conv.kernel_size
+                if kernel > 1:
+                    conv.dilation = (2 ** (k + 1),) * 2
+                    conv.padding = (kernel // 2 * 2 ** (k + 1),) * 2
+        self.stride = self.strides[first - 1]
+        self.strides = (*self.strides[:first], *(self.stride,) * stages)
+
+    def encode(self, y: Float[Tensor, "b d h w"]) -> Float[Tensor, "b e i j"]:
+        for i in range(len(self.widths)):
+            y = self.stage(y, i)
+        match self.family:
+            case "convnext":
+                return self.net.head.norm(self.net.norm_pre(y))
+            case "swin":
+                return self.net.norm(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            case _:
+                return y
+
     def features(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b d h w"]:
-        y = self.net.forward_features(x)
-        if self.family == "convnext":
-            return self.net.head.norm(y)
-        if self.family == "swin":
-            return y.permute(0, 3, 1, 2)
-        return y
+        return self.encode(self.stem(x))
 
     def forward(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b d"]:
         return self.net(x)
+
+    def _own_pixels(self) -> int:
+        """The stem's patches, where they do not overlap."""
+        match self.family:
+            case "resnet":
+                return 0
+            case "convnext":
+                first = next(m for m in self.net.stem.modules() if isinstance(m, nn.Conv2d))
+                size, step = first.kernel_size[0], first.stride[0]
+                return size if size == step else 0
+            case _:
+                return self.net.patch_embed.patch_size[0]
 
 
 class FeatureNet(Backbone):
@@ -119,6 +165,7 @@ class FeatureNet(Backbone):
         self.dim = self.net.num_features
         self.channels = cfg.channels
         self.image_size = cfg.image_size
+        self.stride = self.net.patch_embed.patch_size[0]
 
     def features(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b d h w"]:
         y = self.net.forward_features(x)
@@ -140,8 +187,9 @@ class ViT(PatchBackbone):
         self.dim = net.num_features
         self.channels = cfg.channels
         self.image_size = cfg.image_size
-        self.patch = net.patch_embed.patch_size[0]
+        self.patch = self.stride = net.patch_embed.patch_size[0]
         self.grid = net.patch_embed.grid_size
+        self.depth = len(net.blocks)
         self.prefix = net.num_prefix_tokens
 
     def tokens(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b n d"]:
@@ -179,7 +227,9 @@ class ViT(PatchBackbone):
         y = self.net.norm(self.net.blocks(self._prefixed(self.tokens(x))))
         return self.net.forward_head(y)
 
-    def layers(self, x: Float[Tensor, "b c H W"], last: int) -> list[Float[Tensor, "b p d"]]:
+    def layers(
+        self, x: Float[Tensor, "b c H W"], last: int, *, normed: bool = True
+    ) -> list[Float[Tensor, "b p d"]]:
         depth = len(self.net.blocks)
         if not 1 <= last <= depth:
             raise ValueError(f"last={last}: the backbone has {depth} blocks; choose 1 to {depth}")
@@ -188,7 +238,7 @@ class ViT(PatchBackbone):
         for i, block in enumerate(self.net.blocks):
             y = block(y)
             if i >= depth - last:
-                found.append(self._norm(y))
+                found.append(self._norm(y) if normed else y)
         return found
 
     def attention(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b heads p p"]:
@@ -257,6 +307,8 @@ class ViT(PatchBackbone):
 
 def arguments(cfg: BackboneConfig) -> tuple[str, dict[str, Any]]:
     """timm's name for the architecture and the constructor arguments that rebuild it."""
+    if cfg.name in OWN:
+        return cfg.name, {}
     family, anysize = MODULES[_module(cfg.name)]
     preset = PRESETS.get(cfg.name)
     args = {"num_classes": 0, "in_chans": cfg.channels, **anysize}
@@ -271,6 +323,8 @@ def build(cfg: BackboneConfig, pretrained: bool = False) -> Backbone:
     """The network of that name; `pretrained` downloads timm's weights."""
     name, args = arguments(cfg)
     family, _ = MODULES[_module(cfg.name)]
+    if cfg.layer != "last":
+        raise ValueError(f"backbone.layer={cfg.layer}: {cfg.name} has no choice; leave it at last")
     net = timm.create_model(name, pretrained, drop_path_rate=cfg.drop_path, **args)
     if has_small_stem(cfg):
         if not isinstance(net, ResNet):
@@ -283,19 +337,24 @@ def build(cfg: BackboneConfig, pretrained: bool = False) -> Backbone:
     if type(net) is VisionTransformer and type(net.patch_embed) is PatchEmbed:
         _check_grid(cfg, net)
         return ViT(net, cfg)
+    if isinstance(net, Beit):
+        _check_grid(cfg, net)
+        return RelativeViT(net, cfg)
     return FeatureNet(net, cfg) if family == "vit" else StagedNet(net, family, cfg, added)
 
 
 def has_small_stem(cfg: BackboneConfig) -> bool:
     """A 3x3 convolution without stride or pooling in front, for pictures of 64 pixels or less."""
+    if cfg.name in OWN:
+        return False
     small = MODULES[_module(cfg.name)][0] == "resnet" and cfg.image_size <= 64
     return cfg.stem == "small" or (cfg.stem == "auto" and small)
 
 
 def native_size(name: str) -> int:
     """Pixels the network of that name was designed for."""
-    if name in PRESETS:
-        return PRESETS[name].image_size
+    if name in PRESETS or name in OWN:
+        return (PRESETS.get(name) or OWN[name]).image_size
     _module(name)
     found = timm.get_pretrained_cfg(name)
     return found.input_size[-1] if found else BackboneConfig().image_size
@@ -303,25 +362,34 @@ def native_size(name: str) -> int:
 
 def timm_net(backbone: Backbone) -> nn.Module:
     """timm's model inside."""
-    if not isinstance(backbone, FeatureNet | StagedNet | ViT):
+    if not isinstance(backbone, FeatureNet | RelativeViT | StagedNet | ViT):
         raise ValueError(f"backbone: {type(backbone).__name__} is not one of timm's networks")
     return backbone.net
 
 
+def network(backbone: Backbone) -> nn.Module:
+    """What holds the weights: timm's model inside, or the backbone itself where it is ours."""
+    return backbone if isinstance(backbone, PixelBackbone) else timm_net(backbone)
+
+
 def timm_state(backbone: Backbone) -> dict[str, Tensor]:
-    """Weights under timm's keys."""
-    return timm_net(backbone).state_dict()
+    """Weights under timm's keys, or their own where timm has no such network."""
+    return network(backbone).state_dict()
 
 
 def load_timm_state(backbone: Backbone, state: Mapping[str, Tensor]) -> Report:
     """Copy weights under timm's keys in; a missing key or a wrong shape raises ValueError."""
-    net, resized = timm_net(backbone), ()
+    net, resized = network(backbone), ()
     own = net.state_dict()
     used = {k: v for k, v in state.items() if k in own}
     if isinstance(backbone, ViT) and "pos_embed" in used:
         fitted = _fit_positions(backbone, used["pos_embed"])
         resized = ("pos_embed",) if fitted is not used["pos_embed"] else ()
         used["pos_embed"] = fitted
+    if isinstance(backbone, RelativeViT):
+        fitted = {k: v for k, v in used.items() if _wants_resizing(v, k, own)}
+        used |= {k: resize(v, backbone.grid) for k, v in fitted.items()}
+        resized = tuple(fitted)
     missing = tuple(k for k in own if k not in used)
     new = backbone.added if isinstance(backbone, StagedNet) else frozenset()
     new = new if new.isdisjoint(used) else frozenset()  # all of them, or none
@@ -351,6 +419,14 @@ def _fit_positions(backbone: ViT, table: Float[Tensor, "1 m d"]) -> Float[Tensor
     )
 
 
+def _wants_resizing(table: Tensor, name: str, own: Mapping[str, Tensor]) -> bool:
+    """Whether a table of distances, square but for three entries, is for other grids than ours."""
+    if not name.endswith("relative_position_bias_table") or table.shape == own[name].shape:
+        return False
+    side = math.isqrt(max(len(table) - 3, 0))
+    return side * side == len(table) - 3 and table.shape[1] == own[name].shape[1]
+
+
 def _module(name: str) -> str:
     """timm's module of a preset or a timm name; an unknown name raises ValueError."""
     known = PRESETS[name].timm if name in PRESETS else name.partition(".")[0]
@@ -367,7 +443,7 @@ def _module(name: str) -> str:
     return module
 
 
-def _check_grid(cfg: BackboneConfig, net: VisionTransformer) -> None:
+def _check_grid(cfg: BackboneConfig, net: VisionTransformer | Beit) -> None:
     patch = net.patch_embed.patch_size[0]
     if cfg.image_size % patch:
         low = cfg.image_size // patch * patch

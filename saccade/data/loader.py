@@ -204,6 +204,8 @@ class ViewLoader:
             boxes=list(move(edges).unbind(1)),
             flips=list(move(flips).unbind(1)),
             labels=None if self.labels is None else move(self.labels[making.index]),
+            mean=self.normalize.mean,
+            std=self.normalize.std,
         )
 
 

@@ -1,11 +1,13 @@
 """The stronger sets of operations, drawn anew for each view: RandAugment's and CLSA's.
 
 Cubuk et al. 2020, arXiv:1909.13719, at the magnitudes InfoMin's code uses (Tian et al. 2020,
-arXiv:2005.10243), and Wang and Qi 2022, arXiv:2104.07713. The operations are torchvision's, on
-8-bit pictures, one at a time.
+arXiv:2005.10243), and Wang and Qi 2022, arXiv:2104.07713. `increasing` is RandAugment as papers
+fine-tune with it (timm's `inc1`): each operation does more at a higher level, and colors, contrast,
+brightness and sharpness go either way from 1. The operations are torchvision's, on 8-bit pictures,
+one at a time.
 
-Deviation: InfoMin's code also draws the interpolation of rotations and shears; here it is bilinear,
-the one other than nearest that torchvision has for tensors.
+Deviation: InfoMin's and timm's code also draw the interpolation of rotations and shears; here it is
+bilinear, the one other than nearest that torchvision has for tensors.
 """
 
 from __future__ import annotations
@@ -69,6 +71,15 @@ def solarize(x: Picture, threshold: float) -> Picture:
     return tv.solarize(x, int(threshold)) if threshold < 256 else x
 
 
+def posterize_more(x: Picture, bits: float) -> Picture:
+    """Black where no bit is left."""
+    return tv.posterize(x, 4 - int(bits)) if bits < 4 else torch.zeros_like(x)
+
+
+def solarize_more(x: Picture, less: float) -> Picture:
+    return solarize(x, float(256 - int(less)))
+
+
 def solarize_add(x: Picture, value: float) -> Picture:
     """Dark pixels made brighter."""
     return torch.where(x < 128, (x.int() + int(value)).clamp_max(255).to(torch.uint8), x)
@@ -96,6 +107,22 @@ def moved(
         fill=list(fill),
         center=[0.0, 0.0],
     )
+
+
+def color_by(x: Picture, more: float) -> Picture:
+    return color(x, max(1 + more, 0.1))
+
+
+def contrast_by(x: Picture, more: float) -> Picture:
+    return contrast(x, max(1 + more, 0.1))
+
+
+def brightness_by(x: Picture, more: float) -> Picture:
+    return brightness(x, max(1 + more, 0.1))
+
+
+def sharpness_by(x: Picture, more: float) -> Picture:
+    return sharpness(x, max(1 + more, 0.1))
 
 
 def geometry(fill: tuple[float, ...]) -> dict[str, Apply]:
@@ -128,6 +155,14 @@ RANDAUGMENT: Table = [
     (geometry(FILL)["translate_x"], 0, 0.45, True),
     (geometry(FILL)["translate_y"], 0, 0.45, True),
 ]
+INCREASING: Table = [
+    *RANDAUGMENT[:3],
+    (posterize_more, 0, 4, False),
+    (solarize_more, 0, 256, False),
+    RANDAUGMENT[5],
+    *((apply, 0, 0.9, True) for apply in (color_by, contrast_by, brightness_by, sharpness_by)),
+    *RANDAUGMENT[10:],
+]
 CLSA: Table = [
     (autocontrast, 0, 0, False),
     (equalize, 0, 0, False),
@@ -144,16 +179,17 @@ CLSA: Table = [
     (geometry(BLACK)["translate_x"], -0.3, 0.3, False),
     (geometry(BLACK)["translate_y"], -0.3, 0.3, False),
 ]
+TABLES = {"randaugment": RANDAUGMENT, "increasing": INCREASING, "clsa": CLSA}
 
 
 def drawn(strong: StrongSet, draws: Float[Tensor, "n"]) -> list[tuple[Apply, float]]:
     """The operations that happen, in order, and how strong each is."""
-    table, steps = RANDAUGMENT if strong.name == "randaugment" else CLSA, []
+    table, steps = TABLES[strong.name], []
     for which, happens, a, b, sign in draws[: DRAWS * strong.count].view(-1, DRAWS).tolist():
         apply, low, high, signed = table[int(which * len(table))]
         if happens >= strong.chance:
             continue
-        if strong.name == "randaugment":  # a normal number, by Box and Muller
+        if strong.name != "clsa":  # a normal number, by Box and Muller
             normal = math.sqrt(-2 * math.log(1 - a)) * math.cos(2 * math.pi * b)
             level = min(max(strong.magnitude + strong.deviation * normal, 0.0), 10.0)
         else:

@@ -37,6 +37,9 @@ class Domain(Protocol):
         """What was left out while opening."""
         ...
 
+    def record(self, run: TrainRun, data: Any, out: Path) -> None:
+        """Write into the run folder which pictures train, where those are a choice."""
+
     def loader(self, run: TrainRun, data: Any, device: torch.device) -> Loader: ...
 
     def later_bad(self, loader: Any) -> list[Bad]:

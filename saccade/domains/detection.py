@@ -88,6 +88,10 @@ def bad(data: Annotated) -> list[Bad]:
     return data.bad
 
 
+def record(run: TrainRun, data: Annotated, out: Path) -> None:
+    """Nothing: all pictures with objects train."""
+
+
 def loader(run: TrainRun, data: Annotated, device: torch.device) -> SceneLoader:
     return SceneLoader(
         data,
@@ -178,11 +182,7 @@ def predict(
     run: TrainRun, system: System, pictures: str, out: Path, device: torch.device
 ) -> list[Bad]:
     """`predictions.json` and the pictures with what was found drawn on them."""
-    path = Path(pictures)
-    if path.is_file() and is_picture(path.name):
-        source: Source = Files(path.parent, [path.name], run.backbone.channels)
-    else:
-        source = open_source(pictures, split="test", channels=run.backbone.channels)
+    source = opened(pictures, run.backbone.channels)
     rows: list[dict[str, Any]] = []
     unreadable: dict[int, str] = {}
     for index, found, (height, width) in seen(run, system, source, device, unreadable, "seen"):
@@ -195,6 +195,14 @@ def predict(
         rows[-1]["drawn"] = str(target.relative_to(out))
     write_json(out / "predictions.json", {"classes": run.system.classes, "pictures": rows})
     return [Bad(source.name(i), reason) for i, reason in unreadable.items()]
+
+
+def opened(pictures: str, channels: int) -> Source:
+    """A picture file, or any source of pictures."""
+    path = Path(pictures)
+    if path.is_file() and is_picture(path.name):
+        return Files(path.parent, [path.name], channels)
+    return open_source(pictures, split="test", channels=channels)
 
 
 def described(found: Found, classes: Sequence[str]) -> list[dict[str, Any]]:

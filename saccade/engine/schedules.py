@@ -23,6 +23,8 @@ def shape_at(schedule: Schedule, step: int, steps: int, epoch_steps: int) -> flo
             return 0.1 ** sum(step >= share * steps for share in schedule.drops)
         case "cosine":
             return (1 + math.cos(math.pi * max(step - warmup, 0) / max(steps - warmup, 1))) / 2
+        case "poly":
+            return max(1 - max(step - warmup, 0) / max(steps - warmup, 1), 0.0) ** schedule.power
 
 
 def lr_at(optim: Optim, batch_size: int, step: int, steps: int, epoch_steps: int) -> float:

@@ -55,11 +55,23 @@ PROTOCOLS = {
     "linear-moco": Protocol("linear", 1, "linear on the pooled vector, SGD lr 30, 100 epochs"),
     "linear-dino": Protocol("linear", 1, "linear on the last 4 blocks' CLS, SGD, 100 epochs"),
     "linear-mae": Protocol("linear", 1, "batch norm and linear, LARS lr .1 x B/256, 90 epochs"),
+    "linear-mae-crops": Protocol(
+        "linear", 1, "the same on random crops and flips, as published", epochs=True
+    ),
     "linear-simclr": Protocol(
         "linear", 1, "linear on the pooled vector, SGD .1 x B/256, 90 epochs"
     ),
     "linear-dinov2": Protocol(
         "grid", 1, "52 linear classifiers: 13 learning rates x 4 inputs", epochs=True
+    ),
+    "attentive-cae": Protocol(
+        "attentive",
+        1,
+        "one query attends to frozen tokens, SGD .4 x B/8192, 90 epochs",
+        epochs=True,
+    ),
+    "linear-igpt": Protocol(
+        "layers", 1, "logistic regression on the best layer of an iGPT, and all"
     ),
     "logistic": Protocol("logistic", 1, "logistic regression at its optimum, L-BFGS, C 1"),
     "few-shot": Protocol("few_shot", 1, "5-way episodes; 1, 5 and 10 labels a class"),
@@ -68,10 +80,19 @@ PROTOCOLS = {
     "semi-1": Protocol("finetune", 1, "fine-tuning on 1 % of the labels, 20 epochs", epochs=True),
     "semi-10": Protocol("finetune", 1, "fine-tuning on 10 % of the labels, 20 epochs", epochs=True),
     "finetune-mae": Protocol(
-        "finetune", 1, "fine-tuning, layer decay .65, 100 epochs", epochs=True
+        "finetune", 2, "fine-tuning, layer decay .65, 100 epochs", epochs=True
     ),
-    "finetune-dino": Protocol("finetune", 1, "fine-tuning as DeiT, 300 epochs", epochs=True),
-    "finetune-moco": Protocol("finetune", 1, "fine-tuning as MoCo v3, 150 epochs", epochs=True),
+    "finetune-mae-l": Protocol(
+        "finetune", 2, "the same for ViT-L: layer decay .75, 50 epochs", epochs=True
+    ),
+    "finetune-mae-h": Protocol(
+        "finetune", 2, "the same for ViT-H: drop path .3 instead of .2", epochs=True
+    ),
+    "finetune-igpt": Protocol(
+        "joint", 1, "fine-tuning of an iGPT that goes on naming colors, 20 epochs", epochs=True
+    ),
+    "finetune-dino": Protocol("finetune", 2, "fine-tuning as DeiT, 300 epochs", epochs=True),
+    "finetune-moco": Protocol("finetune", 2, "fine-tuning as MoCo v3, 150 epochs", epochs=True),
     "label-free": Protocol(
         "label_free", 1, "RankMe, alpha-ReQ, uniformity, LiDAR, alignment", labels=False
     ),

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..core import Backbone, PatchBackbone
+from ..core import Backbone, PatchBackbone, PixelBackbone
 from ..data.bad import Bad
 from ..data.plain import pictures
 from ..data.source import BadPicture, Source
@@ -27,8 +27,9 @@ from ..recipe import Normalize
 SMALL = 64  # pixels: pictures up to here are not enlarged before the crop
 VERSION = 1  # of the extraction: part of every cache key
 
-# The pooled vector; the CLS tokens of the last 4 blocks; these and the last mean token.
-Kind = Literal["pooled", "cls-4", "cls-4-mean"]
+# The pooled vector; the CLS tokens of the last 4 blocks; these and the last mean token; means over
+# the places of all layers of a transformer over colors.
+Kind = Literal["pooled", "cls-4", "cls-4-mean", "layers"]
 Progress = Callable[[int, int], None]  # pictures done, pictures in all
 
 
@@ -132,6 +133,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _take(model: Backbone, x: Float[Tensor, "b c h w"], kind: Kind) -> Float[Tensor, "b d"]:
+    if kind == "layers" and isinstance(model, PixelBackbone):
+        return torch.cat(model.layers(x), 1)  # [B, (depth + 1) D]
     if kind == "pooled" or not isinstance(model, PatchBackbone):
         return model(x)
     layers = model.layers(x, 4)

@@ -4,22 +4,24 @@
 batch 256, SGD .9, trunk lr .02 or .01, head lr 5 or .2, x .2 at 60 and 80 %, no weight decay.
 `finetune-mae` (He et al. 2021, arXiv:2111.06377, ViT-B of the official code): AdamW, lr 5e-4 x
 B/256, layer decay .65, weight decay .05 but on vectors, positions and CLS, 5 epochs of warm-up,
-half a cosine to 1e-6, 100 epochs, batch 1024, drop path .1, mixup .8, CutMix 1, label smoothing .1,
-random erasing .25; on the mean patch token through a new norm in place of the network's last.
+half a cosine to 1e-6, 100 epochs, batch 1024, drop path .1, RandAugment (2 operations at 9, +-.5),
+mixup .8, CutMix 1, label smoothing .1, random erasing .25; on the mean patch token through a new
+norm in place of the network's last. `finetune-mae-l` and `-h`, for ViT-L and ViT-H: lr 1e-3, layer
+decay .75, 50 epochs, drop path .2 and .3.
 `finetune-dino` and `finetune-moco` (the DeiT schedule that both papers name, Touvron et al. 2020,
 arXiv:2012.12877; MoCo v3, Chen et al. 2021, arXiv:2104.02057): AdamW, lr 5e-4 x B/512, no layer
 decay, half a cosine to 1e-5, 300 and 150 epochs, else as MAE's; on the network's pooled vector.
 All: random resized crop and flip, accuracy after the last epoch.
 
-Deviations: the last three draw color jitter .4 where the papers have RandAugment. Batches are not
-larger than the data. SwAV's script reports its best epoch and has its own lists of pictures; these
-are balanced over classes and the same for everybody (`data/balanced.py`).
+Deviations: RandAugment interpolates bilinearly (the papers: bicubic), and is for pictures of 3
+channels alone. Batches are not larger than the data. SwAV's script reports its best epoch and has
+its own lists of pictures; these are balanced over classes and the same for everybody
+(`data/balanced.py`).
 """
 
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -29,22 +31,23 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.data.mixup import Mixup
-from timm.data.random_erasing import RandomErasing
 from timm.layers.drop import DropPath
-from timm.loss.cross_entropy import SoftTargetCrossEntropy
-from timm.models import group_parameters
 from torch import Tensor, nn
 
-from ..backbones.timm_adapter import ViT, timm_net
-from ..core import Backbone, View
+from ..backbones.timm_adapter import timm_net
+from ..core import Backbone, PatchBackbone, StrongSet, View
 from ..data.balanced import balanced, write_list
 from ..data.loader import ViewLoader
 from ..data.source import Subset
 from ..engine.schedules import lr_at
+from ..nn.layers import numbered
+from ..nn.mixing import erased, mixed, soft, soft_cross_entropy
 from ..recipe import Optim, Schedule, scaled_lr
 from .features import Data, batches, evaluating, translate
 from .results import Score
+
+# Endings of names of tables and tokens that do not decay.
+SPARED = ("pos_embed", "cls_token", "reg_token", "relative_position_bias_table")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +62,7 @@ class FineTune:
     share: float = 1.0  # of the labels, balanced over classes
     layer_decay: float = 1.0
     drop_path: float = 0.0
-    mix: bool = False  # mixup .8 or CutMix 1, label smoothing .1, random erasing .25, jitter .4
+    mix: bool = False  # RandAugment, mixup .8 or CutMix 1, smoothing .1, random erasing .25
     mean_pool: bool = False  # mean patch token through a new norm
 
 
@@ -69,23 +72,29 @@ def _semi(share: float, trunk: float, head: float) -> FineTune:
     return FineTune(optim=optim, epochs=20, batch_size=256, head_lr=head, drop=0.2, share=share)
 
 
-def _adamw(rule: str, final_lr: float) -> Optim:
+def _adamw(rule: str, final_lr: float, lr: float = 5e-4) -> Optim:
     schedule = Schedule(warmup_epochs=5.0, final_lr=final_lr)
-    return Optim(name="adamw", lr=5e-4, lr_rule=rule, weight_decay=0.05, schedule=schedule)  # type: ignore[arg-type]
+    return Optim(name="adamw", lr=lr, lr_rule=rule, weight_decay=0.05, schedule=schedule)  # type: ignore[arg-type]
+
+
+def _mae(epochs: int, lr: float, layer_decay: float, drop_path: float) -> FineTune:
+    return FineTune(
+        optim=_adamw("linear-256", 1e-6, lr),
+        epochs=epochs,
+        batch_size=1024,
+        layer_decay=layer_decay,
+        drop_path=drop_path,
+        mix=True,
+        mean_pool=True,
+    )
 
 
 PROTOCOLS = {
     "semi-1": _semi(0.01, 0.02, 5.0),
     "semi-10": _semi(0.1, 0.01, 0.2),
-    "finetune-mae": FineTune(
-        optim=_adamw("linear-256", 1e-6),
-        epochs=100,
-        batch_size=1024,
-        layer_decay=0.65,
-        drop_path=0.1,
-        mix=True,
-        mean_pool=True,
-    ),
+    "finetune-mae": _mae(100, 5e-4, 0.65, 0.1),
+    "finetune-mae-l": _mae(50, 1e-3, 0.75, 0.2),
+    "finetune-mae-h": _mae(50, 1e-3, 0.75, 0.3),
     "finetune-dino": FineTune(
         optim=_adamw("linear-512", 1e-5), epochs=300, batch_size=1024, drop_path=0.1, mix=True
     ),
@@ -122,7 +131,7 @@ def run(protocol: str, data: Data) -> Iterator[Score]:
     rows = balanced(labels, share=cfg.share, seed=data.seed)
     if cfg.share < 1 and data.lists is not None:
         write_list(data.lists / f"{protocol}-seed{data.seed}.txt", data.train, rows)
-    size = min(cfg.batch_size, len(rows) // 2 * 2)  # mixup takes pairs
+    size = min(cfg.batch_size, len(rows))
     if size < 2:
         raise ValueError(f"setting data: {protocol} needs 2 labels or more; give more pictures")
     loader = ViewLoader(
@@ -142,24 +151,25 @@ def run(protocol: str, data: Data) -> Iterator[Score]:
 
 
 def view(cfg: FineTune, data: Data) -> View:
-    """Random resized crop and flip, and jitter where the paper augments more."""
-    color = 0.4 if cfg.mix and data.train.channels == 3 else 0.0
+    """Random resized crop and flip, and RandAugment where the paper augments more."""
+    more = StrongSet(name="increasing", magnitude=9.0)
     return View(
         size=data.preprocess.size,
         interpolation="bicubic",
-        jitter=1.0 if color else 0.0,
-        strength=(color, color, color, 0.0),
+        jitter=0.0,
         grayscale=0.0,
         blur=0.0,
+        strong=more if cfg.mix and data.train.channels == 3 else StrongSet(),
     )
 
 
 def build(cfg: FineTune, backbone: Backbone, classes: int) -> Classifier:
     """A copy of the backbone under a new classifier; the given one stays as it is."""
     own = copy.deepcopy(backbone).requires_grad_(True)
-    mean_pool = cfg.mean_pool and isinstance(own, ViT)
-    if isinstance(own, ViT) and mean_pool:
-        own.net.norm = nn.Identity()
+    mean_pool = cfg.mean_pool and isinstance(own, PatchBackbone)
+    if mean_pool:
+        net: Any = timm_net(own)
+        net.norm = net.fc_norm = nn.Identity()  # a network has one of them
     if cfg.drop_path:
         drop_paths(own, cfg.drop_path)
     std = 2e-5 if cfg.layer_decay < 1 else 0.01 if cfg.optim.name == "sgd" else 0.02
@@ -180,16 +190,15 @@ def groups(cfg: FineTune, model: Classifier) -> list[dict]:
     """Parameters by learning rate and decay, with `lr_scale` and whether they are the head."""
     scale = {id(p): 1.0 for p in model.parameters()}
     if cfg.layer_decay < 1:
-        net = timm_net(model.backbone)
-        layers: Any = group_parameters(net, net.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
+        layers = numbered(n for n, _ in model.backbone.named_parameters())
         top = max(layers.values()) + model.mean_pool  # the new norm stands for the old one
         for name, layer in layers.items():
-            scale[id(net.get_parameter(name))] = cfg.layer_decay ** (top - layer)
+            scale[id(model.backbone.get_parameter(name))] = cfg.layer_decay ** (top - layer)
     head = {id(p) for p in model.head.parameters()}
     found: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     for name, p in model.named_parameters():
         if p.requires_grad:
-            flat = p.ndim <= 1 or name.endswith(("pos_embed", "cls_token", "reg_token"))
+            flat = p.ndim <= 1 or name.endswith(SPARED)
             found.setdefault((scale[id(p)], flat, id(p) in head), []).append(p)
     decay = cfg.optim.weight_decay
     return [
@@ -201,8 +210,6 @@ def groups(cfg: FineTune, model: Classifier) -> list[dict]:
 def train(cfg: FineTune, model: Classifier, data: Data, loader: ViewLoader, epochs: int) -> None:
     """The paper's schedule over all its epochs, in place."""
     optimizer = _optimizer(cfg, model)
-    mixup = Mixup(0.8, 1.0, label_smoothing=0.1, num_classes=data.classes) if cfg.mix else None
-    erase = RandomErasing(0.25, mode="pixel", max_count=1, device=str(loader.device))
     step, steps = 0, epochs * loader.steps
     model.train()
     for epoch in range(epochs):
@@ -211,11 +218,11 @@ def train(cfg: FineTune, model: Classifier, data: Data, loader: ViewLoader, epoc
                 rates(cfg, optimizer, loader.batch_size, step, steps, loader.steps)
                 x, y = batch.images[0], batch.labels
                 assert y is not None
-                if mixup is None:
-                    loss = F.cross_entropy(model(x), y)
+                if cfg.mix:
+                    x, target = mixed(erased(x, 0.25), soft(y, data.classes, 0.1), 0.8, 1.0)
+                    loss = soft_cross_entropy(model(x), target)
                 else:
-                    x, y = mixup(erase(x), y)
-                    loss = SoftTargetCrossEntropy()(model(x), y)
+                    loss = F.cross_entropy(model(x), y)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -261,14 +268,7 @@ def answers(model: Classifier, data: Data) -> np.ndarray:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """The global generators, where timm's mixing draws, at this seed and then back."""
-    held = random.getstate(), np.random.get_state()
+    """The global generator at this seed and then back."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(held[0])
-            np.random.set_state(held[1])
+        yield

@@ -1,5 +1,7 @@
 """A folder for `transformers.ViTModel.from_pretrained`, with its picture processor's settings.
 
+Transformers over colors go to `imagegpt`.
+
 The keys are those that versions 4 and 5 of transformers read and write.
 """
 
@@ -12,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import family
+from ..backbones.igpt import IGPT
 from ..backbones.timm_adapter import ViT, timm_state
 from ..core import Backbone
 from ..recipe import BackboneConfig, Normalize
 from ..weights import write_json, write_state
-from .outputs import Reader
+from . import imagegpt
+from .outputs import Reader, without_progress
 
 TOLERANCE = 1e-5
 BICUBIC = 3  # Pillow's number
@@ -37,6 +41,9 @@ INSIDE = {  # of a block
 
 
 def write(backbone: Backbone, cfg: BackboneConfig, normalize: Normalize, out: Path) -> None:
+    if isinstance(backbone, IGPT):
+        imagegpt.write(backbone, cfg, normalize, out)
+        return
     if not isinstance(backbone, ViT):
         other = "state-dict" if family(cfg.name) else "timm"
         raise ValueError(
@@ -51,18 +58,14 @@ def write(backbone: Backbone, cfg: BackboneConfig, normalize: Normalize, out: Pa
 
 
 def read_back(out: Path) -> Reader:
+    if imagegpt.is_one(out):
+        return imagegpt.read_back(out)
     try:
         from transformers import ViTModel
-        from transformers.utils import logging
     except ImportError:
         raise ValueError("setting format: hf needs pip install 'saccade[hf]'") from None
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
+    with without_progress():
         net: Any = ViTModel.from_pretrained(str(out), add_pooling_layer=False)
-    finally:
-        if shown:
-            logging.enable_progress_bar()
     net.eval()
 
     def read(images: Tensor) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..core import Backbone
+from ..core import Backbone, PixelBackbone
 from ..recipe import BackboneConfig, Normalize
 from ..weights import write_beside
 from .outputs import Reader, norms_tokens, outputs
@@ -32,6 +32,11 @@ def write(backbone: Backbone, cfg: BackboneConfig, normalize: Normalize, out: Pa
         import onnxscript  # noqa: F401  (what torch.onnx works with)
     except ImportError:
         raise ValueError("setting format: onnx needs pip install 'saccade[onnx]'") from None
+    if isinstance(backbone, PixelBackbone):
+        raise ValueError(
+            f"setting format: onnx does not hold {cfg.name}'s search for the nearest color; "
+            "use format state-dict or hf"
+        )
     names = ["vector", "tokens"] if norms_tokens(backbone) else ["vector"]
     example = torch.zeros(EXAMPLES, cfg.channels, cfg.image_size, cfg.image_size)
     program = torch.onnx.export(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeGuard
 
 from jaxtyping import Float
@@ -25,3 +26,17 @@ def outputs(backbone: Backbone, x: Float[Tensor, "b c H W"]) -> dict[str, Tensor
 def norms_tokens(backbone: Backbone) -> TypeGuard[ViT]:
     """Whether it is a plain ViT whose last norm stands before pooling, as other libraries' do."""
     return isinstance(backbone, ViT) and isinstance(backbone.net.fc_norm, nn.Identity)
+
+
+@contextmanager
+def without_progress() -> Iterator[None]:
+    """transformers loads weights without its bar."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

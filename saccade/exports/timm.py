@@ -9,6 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..backbones import family
+from ..backbones.presets import OWN
 from ..backbones.timm_adapter import has_small_stem
 from ..core import Backbone
 from ..recipe import BackboneConfig, Normalize
@@ -20,7 +21,10 @@ TOLERANCE = 1e-5
 
 def write(backbone: Backbone, cfg: BackboneConfig, normalize: Normalize, out: Path) -> None:
     if family(cfg.name):
-        raise ValueError(f"setting format: timm has no {cfg.name}; use format state-dict or onnx")
+        other = "hf" if cfg.name in OWN else "onnx"
+        raise ValueError(
+            f"setting format: timm has no {cfg.name}; use format state-dict or {other}"
+        )
     if has_small_stem(cfg):
         raise ValueError(
             "setting format: timm has no ResNet with the small stem; use format state-dict or "

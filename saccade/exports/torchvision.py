@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import get_model
 
+from ..backbones.presets import OWN
 from ..backbones.timm_adapter import has_small_stem, timm_state
 from ..core import Backbone
 from ..recipe import BackboneConfig, Normalize
@@ -29,7 +30,8 @@ def write(backbone: Backbone, cfg: BackboneConfig, normalize: Normalize, out: Pa
     elif cfg.channels != 3:
         reason = f"has no ResNet for {cfg.channels} channels"
     if reason:
-        raise ValueError(f"setting format: torchvision {reason}; use format state-dict or onnx")
+        other = "hf" if cfg.name in OWN else "onnx"
+        raise ValueError(f"setting format: torchvision {reason}; use format state-dict or {other}")
     write_state(out, timm_state(backbone), architecture=name)
 
 

@@ -15,13 +15,21 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ..core import Clock, Method, PatchBackbone, Step, View, Views
 from ..nn.functional import take
 from ..nn.masking import kept_patches, random_order
+from ..nn.patches import (
+    drawn,
+    enlarged,
+    like_patches,
+    normalize_patches,
+    patchify,
+    unpatchify,
+)
 from ..nn.positions import sincos_2d
 from ..recipe import CIFAR_MEAN, CIFAR_STD, BackboneConfig, Normalize, Optim, Recipe, Schedule
 
@@ -97,12 +105,9 @@ class MAE(Method[PatchBackbone]):
 
     def forward(self, batch: Views, clock: Clock) -> Step:
         (image,) = batch.images
-        tokens = self.encoder.tokens(image)  # [B, N, D]
-        order = random_order(batch.key, tokens.shape[1])  # [B, N]
-        kept = self.kept_patches
-        seen = self.encoder.encode(take(tokens, order[:, :kept]))  # [B, prefix + kept, D]
-        guess = self.decoder(seen, order).float()  # [B, N - kept, p p c]
-        target = take(patchify(image.float(), self.encoder.patch), order[:, kept:])
+        order = random_order(batch.key, math.prod(self.encoder.grid))  # [B, N]
+        seen, guess = self.rebuild(image, order)
+        target = take(patchify(image.float(), self.encoder.patch), order[:, self.kept_patches :])
         if self.cfg.norm_pix_loss:
             target = normalize_patches(target)
         loss = (guess - target).square().mean()
@@ -110,17 +115,28 @@ class MAE(Method[PatchBackbone]):
         summary = seen[:, 0] if self.encoder.prefix else seen.mean(1)
         return Step(loss, {"explained": explained}, summary.detach())
 
+    def rebuild(
+        self, image: Float[Tensor, "b c H W"], order: Int[Tensor, "b n"]
+    ) -> tuple[Float[Tensor, "b p d"], Float[Tensor, "b m q"]]:
+        """Encoded visible patches, the first of the order, and predictions for the others."""
+        tokens = self.encoder.tokens(image)  # [B, N, D]
+        seen = self.encoder.encode(take(tokens, order[:, : self.kept_patches]))
+        return seen, self.decoder(seen, order).float()
 
-def patchify(x: Float[Tensor, "b c H W"], p: int) -> Float[Tensor, "b n q"]:
-    """Pixels by patch in raster order, each in the order row, column, channel."""
-    x = x.unflatten(3, (-1, p)).unflatten(2, (-1, p))  # [B, C, h, p, w, p]
-    return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-
-
-def normalize_patches(x: Float[Tensor, "b n q"]) -> Float[Tensor, "b n q"]:
-    """Zero mean and unit unbiased variance over each patch; 0 where its values are equal."""
-    var, mean = torch.var_mean(x, -1, keepdim=True)
-    return (x - mean) / (var + 1e-6).sqrt()
+    def draw(self, batch: Views) -> dict[str, Float[Tensor, "b c h w"]]:
+        """With `norm_pix_loss` nothing predicts a patch's mean and contrast: they are the true."""
+        (image,) = batch.images
+        patch, grid = self.encoder.patch, self.encoder.grid
+        pixels = patchify(image.float(), patch)  # [B, N, p p c]
+        order = random_order(batch.key, pixels.shape[1])
+        places = order[:, self.kept_patches :]
+        _, guess = self.rebuild(image, order)
+        if self.cfg.norm_pix_loss:
+            guess = like_patches(guess, take(pixels, places))
+        full = pixels.scatter(1, places[..., None].expand_as(guess), guess)
+        hidden = torch.zeros_like(order, dtype=torch.bool).scatter(1, places, True)
+        at = enlarged(hidden.unflatten(1, grid), patch)
+        return drawn(image, unpatchify(full, patch, grid), at)
 
 
 RECIPES = {

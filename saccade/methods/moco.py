@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core import Backbone, Clock, Method, Step, View, Views
-from ..nn.dist import gather_frozen, rank, world
+from ..nn.dist import gather_frozen, mine, shuffle, unshuffle, world
 from ..nn.functional import similarity
 from ..nn.norm import split
 from ..nn.parts import Ema, Queue, mlp
@@ -113,21 +113,6 @@ class MoCo(Method[Backbone]):
         self.enqueue()
         self.key_encoder.update(self.encoder, self.cfg.momentum)
         self.key_projector.update(self.projector, self.cfg.momentum)
-
-
-def mine(rows: int) -> slice:
-    """This rank's rows of a gathered batch."""
-    return slice(rank() * rows, (rank() + 1) * rows)
-
-
-def shuffle(x: Float[Tensor, "b ..."], order: Int[Tensor, "n"]) -> Float[Tensor, "b ..."]:
-    """This rank's share of the batch of all ranks, in the new order."""
-    return gather_frozen(x)[order[mine(len(x))]]
-
-
-def unshuffle(x: Float[Tensor, "b ..."], order: Int[Tensor, "n"]) -> Float[Tensor, "n ..."]:
-    """The rows of all ranks in the order before `shuffle`."""
-    return gather_frozen(x)[order.argsort()]
 
 
 RECIPES = {

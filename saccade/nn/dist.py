@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -54,6 +54,21 @@ def gather_frozen(x: Tensor) -> Tensor:
     rows = [torch.empty_like(x) for _ in range(world())]
     dist.all_gather(rows, x.detach().contiguous())
     return torch.cat(rows)
+
+
+def mine(rows: int) -> slice:
+    """This rank's rows of a gathered batch."""
+    return slice(rank() * rows, (rank() + 1) * rows)
+
+
+def shuffle(x: Float[Tensor, "b ..."], order: Int[Tensor, "n"]) -> Float[Tensor, "b ..."]:
+    """This rank's share of the batch of all ranks, in the new order."""
+    return gather_frozen(x)[order[mine(len(x))]]
+
+
+def unshuffle(x: Float[Tensor, "b ..."], order: Int[Tensor, "n"]) -> Float[Tensor, "n ..."]:
+    """The rows of all ranks in the order before `shuffle`."""
+    return gather_frozen(x)[order.argsort()]
 
 
 @torch.no_grad()

@@ -49,6 +49,15 @@ def biasless_mlp(*widths: int, last_norm: bool) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def hidden_layers(dim: int, layers: int) -> nn.Sequential:
+    """Layers without bias, of one width, each with batch norm and ReLU behind it; perhaps none."""
+    unit = (
+        (nn.Linear(dim, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU(inplace=True))
+        for _ in range(layers)
+    )
+    return nn.Sequential(*(m for three in unit for m in three))
+
+
 def pixel_mlp(dim: int, hidden: int, out: int) -> nn.Sequential:
     """Two layers for every cell of a map alone, with batch norm and ReLU between them."""
     return nn.Sequential(

@@ -1,12 +1,15 @@
 """Faster and Mask R-CNN: propose boxes, then name, refine and outline what is in them.
 
-Ren et al. 2015, arXiv:1506.01497; He et al. 2017, arXiv:1703.06870; pyramids of Lin et al. 2016,
-arXiv:1612.03144, and, for plain ViTs, of Li et al. 2022, arXiv:2203.16527.
-    loss = objectness + anchor shift + class + box shift (+ mask)
-The proposal network, the heads, their losses and NMS are torchvision's. Necks:
+Ren et al. 2015, arXiv:1506.01497; He et al. 2017, arXiv:1703.06870.
+    loss = objectness + anchor shift + class + box shift (+ mask) (+ duplicates)
+The proposal network, the heads, their losses and NMS are torchvision's. Necks (detector/necks.py):
     c4      one map of stride 16; the last stage of the encoder is the head, run on every region
     fpn     every stage, top down; two fully connected layers are the head
+    fpt     every stage, by a feature pyramid transformer in place of that; the same head
     simple  the last map of a plain ViT at four scales; convolutions with layer norm are the head
+Attention in the head: `relation` behind each fully connected layer, `roi=lrf` in place of RoIAlign,
+`dedup=learned` in place of NMS (attention/object_relation.py, learned_region_features.py,
+duplicate_removal.py); lrf-prior starts near RoIAlign's bins, which suits few pictures.
 As MoCo transfers (arXiv:1911.05722, section 4.2): all layers train, batch norm too, there is batch
 norm in the pyramid and after the last stage of c4, and regions are aligned to half pixels.
 Not the same as detectron2: both box losses are smooth below 1/9, torchvision's constant, where the
@@ -16,15 +19,13 @@ attend globally, learning rates do not decay over its layers, and pictures are n
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -39,10 +40,8 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import RoIHeads, paste_masks_in_image
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.detection.transform import resize_boxes
-from torchvision.ops import FeaturePyramidNetwork, roi_align
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
-from torchvision.ops.poolers import LevelMapper
 
+from ..attention import DuplicateRemoval, LearnedRegionFeatures, RelationHead
 from ..core import (
     Backbone,
     Clock,
@@ -55,9 +54,22 @@ from ..core import (
     Step,
     System,
 )
+from ..detector import regions
+from ..detector.necks import C4, Neck, Pyramid, SimplePyramid, TransformerPyramid
+from ..detector.necks import pyramid as pyramid  # public here
+from ..detector.regions import RoIPool
 from ..recipe import BackboneConfig, Optim, Schedule, SystemRecipe
 
-Maps = OrderedDict[str, Tensor]  # by level, finest first
+HEADS = 16  # of the relation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """Attention between regions and pixels, and between regions."""
+
+    relation: bool = False  # behind each fully connected layer
+    roi: Literal["align", "lrf", "lrf-prior"] = "align"
+    dedup: Literal["nms", "learned"] = "nms"
 
 
 class Detect(System):
@@ -66,7 +78,8 @@ class Detect(System):
     @dataclass(frozen=True, kw_only=True)
     class Config:
         classes: tuple[str, ...] = ()  # names, taken from the data
-        neck: Literal["c4", "fpn", "simple"] = "fpn"
+        neck: Literal["c4", "fpn", "fpt", "simple"] = "fpn"
+        head: Head = field(default_factory=Head)
         masks: bool = False
         framing: Framing = field(default_factory=Framing)
         anchors: tuple[int, ...] = (32, 64, 128, 256, 512)  # pixels: one a level, c4 has them all
@@ -102,7 +115,7 @@ class Detect(System):
             nms_thresh=0.7,
         )
         self.roi_heads = RoIHeads(
-            **self.neck.heads(cfg, encoder),
+            **_heads(cfg, self.neck, encoder),
             fg_iou_thresh=0.5,
             bg_iou_thresh=0.5,
             batch_size_per_image=cfg.regions,
@@ -112,6 +125,10 @@ class Detect(System):
             nms_thresh=0.5,
             detections_per_img=100,
         )
+        self.removal = None
+        if cfg.head.dedup == "learned":
+            features = encoder.dim if cfg.neck == "c4" else cfg.hidden
+            self.removal = DuplicateRemoval(features)
 
     def forward(self, batch: Scenes, clock: Clock) -> Step:
         targets = [
@@ -158,150 +175,16 @@ class Detect(System):
         maps = self.neck(self.encoder, x)
         pictures = ImageList(x, batch.sizes)
         proposals, first = self.rpn(pictures, maps, targets)
-        detections, second = self.roi_heads(maps, proposals, batch.sizes, targets)
-        return detections, {**first, **second}
+        if not self.cfg.head.relation and self.removal is None:
+            detections, second = self.roi_heads(maps, proposals, batch.sizes, targets)
+            return detections, {**first, **second}
+        parts = (self.roi_heads, self.removal, maps, proposals, batch.sizes)
+        if targets is None:
+            return regions.detections(*parts), first
+        return [], {**first, **regions.losses(*parts, targets)}
 
 
-class C4(nn.Module):
-    """The map of the stage before the last, as it is."""
-
-    rpn_depth = 1
-
-    def __init__(self, cfg: Detect.Config, encoder: StagedBackbone) -> None:
-        super().__init__()
-        self.width = encoder.widths[-2]
-        self.strides = encoder.strides[-2:-1]
-        self.multiple = encoder.strides[-1]
-        self.norm = nn.BatchNorm2d(encoder.dim) if cfg.batch_norm else nn.Identity()
-
-    def forward(self, encoder: StagedBackbone, x: Float[Tensor, "b c H W"]) -> Maps:
-        return OrderedDict({"0": pyramid(encoder, x, len(encoder.widths) - 1)[-1]})
-
-    def heads(self, cfg: Detect.Config, encoder: Backbone) -> dict[str, Any]:
-        """The encoder's last stage is called, not owned: its weights stand in the encoder."""
-        assert isinstance(encoder, StagedBackbone)
-        classes = len(cfg.classes) + 1
-        heads: dict[str, Any] = {
-            "box_roi_pool": RoIPool(14, self.strides),
-            "box_head": partial(self.pooled, encoder),
-            "box_predictor": FastRCNNPredictor(encoder.dim, classes),
-        }
-        if cfg.masks:
-            heads |= {
-                "mask_roi_pool": RoIPool(14, self.strides),
-                "mask_head": partial(self.outlined, encoder),
-                "mask_predictor": MaskRCNNPredictor(encoder.dim, cfg.width, classes),
-            }
-        return heads
-
-    def outlined(
-        self, encoder: StagedBackbone, regions: Float[Tensor, "r d 14 14"]
-    ) -> Float[Tensor, "r e 7 7"]:
-        return self.norm(encoder.stage(regions, len(encoder.widths) - 1))
-
-    def pooled(
-        self, encoder: StagedBackbone, regions: Float[Tensor, "r d 14 14"]
-    ) -> Float[Tensor, "r e"]:
-        return self.outlined(encoder, regions).mean((2, 3))
-
-
-class Pyramid(nn.Module):
-    """The maps of all stages, each with what is above it added."""
-
-    rpn_depth = 1
-
-    def __init__(self, cfg: Detect.Config, encoder: StagedBackbone) -> None:
-        super().__init__()
-        self.width = cfg.width
-        self.strides = (*encoder.strides, 2 * encoder.strides[-1])
-        self.multiple = encoder.strides[-1]
-        norm = nn.BatchNorm2d if cfg.batch_norm else None
-        self.fpn = FeaturePyramidNetwork(
-            list(encoder.widths), cfg.width, LastLevelMaxPool(), norm_layer=norm
-        )
-
-    def forward(self, encoder: StagedBackbone, x: Float[Tensor, "b c H W"]) -> Maps:
-        maps = pyramid(encoder, x, len(encoder.widths))
-        return OrderedDict(self.fpn(OrderedDict((str(i), y) for i, y in enumerate(maps))))
-
-    def heads(self, cfg: Detect.Config, encoder: Backbone) -> dict[str, Any]:
-        box = TwoMLPHead(cfg.width * 7 * 7, cfg.hidden)
-        return _pyramid_heads(cfg, self.strides[:-1], box, None)
-
-
-class SimplePyramid(nn.Module):
-    """The last map of a plain ViT, at 4, 2, 1 and 1/2 times its size."""
-
-    rpn_depth = 2
-
-    def __init__(self, cfg: Detect.Config, encoder: PatchBackbone) -> None:
-        super().__init__()
-        self.width = cfg.width
-        p, d = encoder.patch, encoder.dim
-        self.strides = tuple(p * 2**i // 4 for i in range(5))
-        self.multiple = 2 * p
-        four = [
-            *(nn.ConvTranspose2d(d, d // 2, 2, 2), LayerNorm2d(d // 2), nn.GELU()),
-            nn.ConvTranspose2d(d // 2, d // 4, 2, 2),
-        ]
-        two = [nn.ConvTranspose2d(d, d // 2, 2, 2)]
-        self.scales = nn.ModuleList(
-            nn.Sequential(
-                *layers,
-                *(nn.Conv2d(channels, cfg.width, 1, bias=False), LayerNorm2d(cfg.width)),
-                *(nn.Conv2d(cfg.width, cfg.width, 3, 1, 1, bias=False), LayerNorm2d(cfg.width)),
-            )
-            for layers, channels in ((four, d // 4), (two, d // 2), ([], d), ([nn.MaxPool2d(2)], d))
-        )
-
-    def forward(self, encoder: PatchBackbone, x: Float[Tensor, "b c H W"]) -> Maps:
-        y = encoder.features(x)
-        maps = OrderedDict((str(i), scale(y)) for i, scale in enumerate(self.scales))
-        maps["pool"] = F.max_pool2d(maps["3"], 1, 2)
-        return maps
-
-    def heads(self, cfg: Detect.Config, encoder: Backbone) -> dict[str, Any]:
-        shape = (cfg.width, 7, 7)
-        box = FastRCNNConvFCHead(shape, [cfg.width] * 4, [cfg.hidden], norm_layer=LayerNorm2d)
-        return _pyramid_heads(cfg, self.strides[:-1], box, LayerNorm2d)
-
-
-class RoIPool(nn.Module):
-    """Regions of the level that fits their size, aligned to half pixels ("RoIAlign V2")."""
-
-    def __init__(self, size: int, strides: tuple[int, ...]) -> None:
-        super().__init__()
-        self.size, self.strides = size, strides
-        first = strides[0].bit_length() - 1
-        self.level_of = LevelMapper(first, first + len(strides) - 1)
-
-    def forward(
-        self, maps: Maps, boxes: list[Float[Tensor, "_ 4"]], sizes: list[tuple[int, int]]
-    ) -> Float[Tensor, "r d s s"]:
-        levels = list(maps.values())[: len(self.strides)]
-        picture = torch.cat([b.new_full((len(b), 1), i) for i, b in enumerate(boxes)])
-        regions = torch.cat([picture, torch.cat(boxes)], 1)  # [R, 5]
-        fits = self.level_of(boxes)
-        out = levels[0].new_zeros(len(regions), levels[0].shape[1], self.size, self.size)
-        for level, (y, stride) in enumerate(zip(levels, self.strides, strict=True)):
-            rows = torch.where(fits == level)[0]
-            pooled = roi_align(y, regions[rows], self.size, 1 / stride, aligned=True)
-            out = out.index_copy(0, rows, pooled.to(out.dtype))
-        return out
-
-
-def pyramid(
-    encoder: StagedBackbone, x: Float[Tensor, "b c H W"], stages: int
-) -> list[Float[Tensor, "b _ _ _"]]:
-    """The maps after each of the first stages."""
-    y, maps = encoder.stem(x), []
-    for i in range(stages):
-        y = encoder.stage(y, i)
-        maps.append(y)
-    return maps
-
-
-def _neck(cfg: Detect.Config, encoder: Backbone) -> C4 | Pyramid | SimplePyramid:
+def _neck(cfg: Detect.Config, encoder: Backbone) -> Neck:
     if not cfg.classes:
         raise ValueError("setting system.classes is empty; they come from the data")
     if cfg.neck == "simple":
@@ -310,35 +193,95 @@ def _neck(cfg: Detect.Config, encoder: Backbone) -> C4 | Pyramid | SimplePyramid
                 "setting system.neck=simple needs a plain ViT whose patches divide by 4, "
                 "such as vit_base_patch16_224; choose fpn for others"
             )
-        return SimplePyramid(cfg, encoder)
+        return SimplePyramid(encoder, cfg.width)
     if not isinstance(encoder, StagedBackbone):
         raise ValueError(
             f"setting system.neck={cfg.neck} needs a backbone in stages, such as resnet50; "
             "choose simple for a plain ViT"
         )
-    return C4(cfg, encoder) if cfg.neck == "c4" else Pyramid(cfg, encoder)
+    match cfg.neck:
+        case "c4":
+            return C4(encoder, batch_norm=cfg.batch_norm)
+        case "fpn":
+            return Pyramid(encoder, cfg.width, batch_norm=cfg.batch_norm)
+        case "fpt":
+            return TransformerPyramid(encoder, cfg.width, batch_norm=cfg.batch_norm)
 
 
-def _pyramid_heads(
-    cfg: Detect.Config,
-    strides: tuple[int, ...],
-    box_head: nn.Module,
-    norm: Callable[..., nn.Module] | None,
-) -> dict[str, Any]:
+def _heads(cfg: Detect.Config, neck: Neck, encoder: Backbone) -> dict[str, Any]:
     """Arguments of torchvision's RoIHeads."""
     classes = len(cfg.classes) + 1
+    if isinstance(neck, C4):
+        return _c4_heads(cfg, neck, encoder, classes)
+    strides = neck.strides[:-1]
     heads: dict[str, Any] = {
-        "box_roi_pool": RoIPool(7, strides),
-        "box_head": box_head,
+        "box_roi_pool": _pool(cfg, neck, 7, strides),
+        "box_head": _box_head(cfg),
         "box_predictor": FastRCNNPredictor(cfg.hidden, classes),
     }
     if cfg.masks:
+        norm = LayerNorm2d if cfg.neck == "simple" else None
         heads |= {
-            "mask_roi_pool": RoIPool(14, strides),
+            "mask_roi_pool": _pool(cfg, neck, 14, strides),
             "mask_head": MaskRCNNHeads(cfg.width, [cfg.width] * 4, 1, norm),
             "mask_predictor": MaskRCNNPredictor(cfg.width, cfg.width, classes),
         }
     return heads
+
+
+def _c4_heads(cfg: Detect.Config, neck: C4, encoder: Backbone, classes: int) -> dict[str, Any]:
+    """The same, of regions that go through the encoder's last stage."""
+    assert isinstance(encoder, StagedBackbone)
+    if cfg.head.relation:
+        raise ValueError(
+            "setting system.head.relation: the head of c4 has no fully connected layers; "
+            "choose system.neck=fpn"
+        )
+    heads: dict[str, Any] = {
+        "box_roi_pool": _pool(cfg, neck, 14, neck.strides),
+        "box_head": partial(neck.pooled, encoder),
+        "box_predictor": FastRCNNPredictor(encoder.dim, classes),
+    }
+    if cfg.masks:
+        heads |= {
+            "mask_roi_pool": _pool(cfg, neck, 14, neck.strides),
+            "mask_head": partial(neck.outlined, encoder),
+            "mask_predictor": MaskRCNNPredictor(encoder.dim, cfg.width, classes),
+        }
+    return heads
+
+
+def _pool(cfg: Detect.Config, neck: Neck, size: int, strides: tuple[int, ...]) -> RoIPool:
+    if cfg.head.roi == "align":
+        return RoIPool(size, strides)
+    learned = LearnedRegionFeatures(
+        neck.width,
+        size,
+        embedding=cfg.width,
+        width=cfg.width,
+        prior=cfg.head.roi == "lrf-prior",
+    )
+    return RoIPool(size, strides, learned)
+
+
+def _box_head(cfg: Detect.Config) -> nn.Module:
+    """What makes a vector of a region of a pyramid."""
+    shape = (cfg.width, 7, 7)
+    widths = (cfg.width * 7 * 7, cfg.hidden, cfg.hidden)
+    if not cfg.head.relation:
+        if cfg.neck != "simple":
+            return TwoMLPHead(*widths[:2])
+        convs = [cfg.width] * 4
+        return FastRCNNConvFCHead(shape, convs, [cfg.hidden], norm_layer=LayerNorm2d)
+    if cfg.hidden % HEADS:
+        raise ValueError(
+            f"setting system.hidden: {cfg.hidden} does not divide into the relation's {HEADS} "
+            "heads; choose a multiple"
+        )
+    if cfg.neck != "simple":
+        return RelationHead(nn.Flatten(), widths)
+    convs = FastRCNNConvFCHead(shape, [cfg.width] * 4, [], norm_layer=LayerNorm2d)
+    return RelationHead(convs, widths[:2])
 
 
 R50 = BackboneConfig(name="resnet50")

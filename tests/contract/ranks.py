@@ -16,6 +16,7 @@ from saccade.nn.norm import synchronize
 STEPS, B = 20, 8
 VARIANTS = {name: (name, {}) for name in methods.names()}
 VARIANTS["simclr"] = ("simclr", {"temperature": 0.5})  # lower ones magnify rounding step by step
+VARIANTS["simclr_v2"] = ("simclr_v2", {"temperature": 1.0, "layers": 2})  # likewise
 VARIANTS["moco_v3"] = ("moco_v3", {"temperature": 1.0, "layers": 2, "hidden": 64})  # likewise
 VARIANTS["vicreg"] = ("vicreg", {"invariance": 1.0, "variance": 1.0, "covariance": 0.04})
 VARIANTS["nnclr"] = ("nnclr", {"temperature": 1.0, "hidden": 64})

@@ -13,11 +13,14 @@ import torch
 from toys import CLOCK, batch_for, build, train
 
 from saccade import config, methods
-from saccade.core import Backbone, Method
+from saccade.core import Backbone, Method, PatchBackbone
+from saccade.listing import listing
 from saccade.nn.parts import Ema
 from saccade.recipe import Recipe
 
 NAMES = methods.names()
+FAMILIES = {"contrast", "clusters", "decorrelation", "generative", "instances", "masks", "pixels"}
+FAMILIES |= {"teacher"}
 ROOTS = (str(Path(__file__).parents[i]) for i in (1, 2))
 PATHS = {**os.environ, "PYTHONPATH": os.pathsep.join(ROOTS)}  # for scripts: `toys` and the package
 
@@ -115,7 +118,7 @@ def test_recipes_fit_their_encoder_and_say_where_they_come_from(name):
     for recipe in recipes.values():
         assert isinstance(recipe, Recipe)
         assert isinstance(recipe.method, methods.get(name).Config)
-        assert max(v.size for v in recipe.method.views) == recipe.backbone.image_size
+        assert recipe.method.views[0].size == recipe.backbone.image_size
         assert recipe.source
 
 
@@ -138,6 +141,33 @@ def test_the_class_has_the_name_of_the_paper_and_a_summary(name):
     assert issubclass(cls, Method)
     assert cls.__name__.lower() == name.replace("_", "")
     assert methods.summary(name).startswith(f"{cls.__name__}: ")
+
+
+def test_the_list_tells_its_paper_and_its_family_and_what_it_needs(name):
+    paper, year = methods.citation(name)
+    doc = sys.modules[methods.get(name).__module__].__doc__
+    assert year in doc
+    assert 1990 < int(year) < 2100
+    assert paper.partition(",")[0].partition(" ")[0] in doc
+    family, needs = methods.FACTS[name]
+    assert family in FAMILIES
+    cls = methods.get(name)
+    fields = {f.name for f in dataclasses.fields(cls.Config)}
+    views = sum(v.count for v in cls.Config().views)
+    (kind,) = (b.__args__[0] for b in cls.__orig_bases__)
+    assert needs.split(", ")[0] == (f"{views} views" if views > 1 else "1 view")
+    assert ("index" in needs) == ("images" in fields)
+    assert ("plain ViT" in needs) == (kind is PatchBackbone)
+
+
+def test_the_list_has_a_row_for_every_method_and_no_other():
+    assert set(methods.FACTS) == set(NAMES)
+    rows = listing("methods")
+    assert [r["name"] for r in rows] == NAMES
+    assert all(list(r) == ["name", "paper", "year", "family", "needs", "what"] for r in rows)
+    simclr = next(r for r in rows if r["name"] == "simclr")
+    assert (simclr["paper"], simclr["year"]) == ("Chen et al., arXiv:2002.05709", "2020")
+    assert simclr["what"].startswith("tell the other view")
 
 
 def test_an_unknown_method_is_told_what_was_meant():

@@ -5,6 +5,7 @@ import shlex
 import tarfile
 from pathlib import Path
 
+import masks
 import numpy as np
 import pytest
 from PIL import Image
@@ -40,13 +41,28 @@ def desk(tmp_path, monkeypatch):
     (tmp_path / "bands").mkdir()
     for i in range(12):
         np.save(tmp_path / "bands" / f"{i}.npy", g.normal(size=(5, 32, 32)))
+    splits = {"train": masks.draw(6, 0), "val": masks.draw(2, 1)}
+    masks.folders(tmp_path / "streets", splits)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["README.md", "docs/guide.md", "docs/doctor.md", "docs/bands.md", "docs/data.md"]
+    "name",
+    [
+        "README.md",
+        "docs/guide.md",
+        "docs/doctor.md",
+        "docs/bands.md",
+        "docs/data.md",
+        "docs/few-labels.md",
+        "docs/segmentation.md",
+        "docs/igpt.md",
+        "docs/look.md",
+        "docs/masks.md",
+        "docs/report.md",
+    ],
 )
 def test_every_command_runs(name, desk):
     found = commands(ROOT / name)
@@ -55,6 +71,10 @@ def test_every_command_runs(name, desk):
         if args[0] == "pretrain" and "--method" in args:
             method = args[args.index("--method") + 1]
             args = [*args, *SMALL, *WIDTHS.get(method, [])]
+        if args[0] == "train":
+            args = [*args, "--steps", "2", "--batch-size", "4"]
+        if args[:2] in (["train", "classify"], ["train", "distill"]):
+            args = [*args, *SMALL[:4]]
         code = cli.guarded(lambda args=args: cli.app(args, standalone_mode=False))
         assert code == 0, " ".join(args)
 

@@ -3,8 +3,12 @@ import json
 import pytest
 import torch
 
-from saccade.bench import fitted, interleave, ratios, run_step
+from saccade import methods
+from saccade.bench import PASSES, fitted, interleave, ratios, run_step, run_steps, show_steps
 from saccade.recipe import BackboneConfig
+
+# Those whose encoder sees other pictures than the views, or not as many in every step.
+UNTIMED = {"clsa", "exemplar_cnn", "igpt", "simclr_v2", "tokenizer"}
 
 
 def step(method, backbone="resnet10_w16", **settings):
@@ -26,9 +30,41 @@ def test_contrastive_methods_stand_beside_bare_and_lightly_in_both_layouts(metho
 
 
 def test_a_transformer_has_one_layout_and_mae_no_peer():
-    done = step("mae", "vit_nano_patch8_64")
-    assert set(done["arms"]) == {"bare/contiguous", "saccade/contiguous"}
-    assert set(done["ratios"]) == {"saccade / bare"}
+    done = step("mae", "vit_nano_patch8_64", recipe="demo")
+    assert set(done["arms"]) == {"bare/contiguous", "saccade/contiguous", "unmasked/contiguous"}
+    assert set(done["ratios"]) == {"saccade / bare", "saccade / unmasked"}
+    assert done["settings"]["clock"] in ("process", "wall")
+    assert all(row["bytes"] > 1e5 for row in done["arms"].values())
+
+
+def test_unmasked_hides_one_patch_alone(monkeypatch):
+    kept, cls = [], methods.get("mae")
+    build = cls.__init__
+
+    def watched(task, cfg, encoder):
+        build(task, cfg, encoder)
+        kept.append(task.kept_patches)
+
+    monkeypatch.setattr(cls, "__init__", watched)
+    step("mae", "vit_nano_patch8_64", recipe="demo")
+    assert sorted(kept) == [4, 15]
+
+
+def test_several_methods_make_one_table_with_their_recipes_backbones(capsys):
+    settings = {"image_size": 32, "batch_size": 2, "rounds": 1, "recipe": "demo"}
+    done = run_steps(["mlm", "ijepa"], **settings)
+    rows = json.loads(json.dumps(done))["methods"]
+    assert [r["settings"]["backbone"] for r in rows.values()] == [
+        "vit_nano_patch8_64",
+        "vit_nano_patch8_gap_64",
+    ]
+    assert rows["mlm"]["settings"]["method_config"]["views"][0]["size"] == 32
+    show_steps(done)
+    assert "ijepa" in capsys.readouterr().out
+
+
+def test_methods_without_a_bench_are_known():
+    assert set(methods.names()) - set(PASSES) == UNTIMED
 
 
 @pytest.mark.slow
@@ -72,7 +108,7 @@ def test_ratios_pair_the_rounds_of_each_sides_better_layout():
 
 @pytest.mark.parametrize(
     ("method", "message"),
-    [("mae", "setting backbone: resnet10_w16 has no patches"), ("byl", "no bench for 'byl'")],
+    [("mae", "setting backbone: mae hides patches and this"), ("byl", "no bench for 'byl'")],
 )
 def test_what_cannot_be_timed_is_refused(method, message):
     with pytest.raises(ValueError, match=message):

@@ -1,8 +1,11 @@
 import math
+import random
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from timm.data import auto_augment
 from torchvision.transforms.v2 import functional as tv
 
 from saccade.core import StrongSet, View
@@ -113,3 +116,49 @@ def test_settings_that_cannot_be_are_named(setting, value):
     row = View(strong=StrongSet(name="clsa", **{setting: value}))
     with pytest.raises(ValueError, match=r"views\.0\.strong"):
         augment.check_view(row, 0)
+
+
+TIMM = {  # our name: timm's
+    "posterize_more": "PosterizeIncreasing",
+    "solarize_more": "SolarizeIncreasing",
+    "solarize_add": "SolarizeAdd",
+    "color_by": "ColorIncreasing",
+    "contrast_by": "ContrastIncreasing",
+    "brightness_by": "BrightnessIncreasing",
+    "sharpness_by": "SharpnessIncreasing",
+    "autocontrast": "AutoContrast",
+    "equalize": "Equalize",
+    "invert": "Invert",
+}
+
+
+@pytest.mark.parametrize("name", TIMM)
+@pytest.mark.parametrize("level", [1.0, 4.3, 9.0, 9.9])
+def test_increasing_operations_equal_timms(name, level):
+    kind = StrongSet(name="increasing", count=1, magnitude=level, deviation=0.0)
+    for sign in (0.2, 0.7):
+        row = draws((at(strong.INCREASING, name), 0.0, 0.3, 0.3, sign))
+        ((apply, strength),) = strong.drawn(kind, row)
+        assert apply.__name__ == name
+        x = (uniform(keys(0, 0, torch.arange(3)), 400, name) * 256).to(torch.uint8)
+        x = x.unflatten(1, (20, 20))
+        random.seed(0)
+        if apply is strong.solarize_more or name in ("posterize_more", "solarize_add"):
+            arguments = auto_augment.LEVEL_TO_ARG[TIMM[name]](level, {})
+        elif name.endswith("_by"):
+            arguments = (max(0.1, 1 + (-1 if sign < 0.5 else 1) * level / 10 * 0.9),)
+        else:
+            arguments = ()
+        theirs = auto_augment.NAME_TO_OP[TIMM[name]](
+            Image.fromarray(x.permute(1, 2, 0).numpy()), *arguments
+        )
+        wanted = torch.from_numpy(np.array(theirs)).permute(2, 0, 1).int()
+        assert (apply(x, strength).int() - wanted).abs().max() <= 1, name
+
+
+def test_increasing_is_timms_set():
+    names = {TIMM.get(apply.__name__) for apply, *_ in strong.INCREASING} - {None}
+    assert len(strong.INCREASING) == len(auto_augment._RAND_INCREASING_TRANSFORMS) == 15
+    assert names < set(auto_augment._RAND_INCREASING_TRANSFORMS)
+    signed = {apply.__name__ for apply, _, _, sign in strong.INCREASING if sign}
+    assert {"color_by", "contrast_by", "brightness_by", "sharpness_by"} < signed

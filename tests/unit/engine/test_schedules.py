@@ -53,3 +53,11 @@ def test_weight_decay_ramps_along_half_a_cosine():
     assert weight_decay_at(cfg, 0.0) == pytest.approx(0.04)
     assert weight_decay_at(cfg, 0.5) == pytest.approx(0.22)
     assert weight_decay_at(Optim(weight_decay=0.1), 0.7) == 0.1
+
+
+def test_poly_is_a_power_of_what_is_left_after_the_warm_up():
+    cfg = optim(shape="poly", power=0.5, final_lr=0.1, warmup_steps=2)
+    for step in (2, 5, 9):
+        want = 0.1 + 0.9 * ((10 - step) / 8) ** 0.5
+        assert lr_at(cfg, 1, step, 10, 10) == pytest.approx(want)
+    assert lr_at(cfg, 1, 1, 10, 10) == pytest.approx(0.5)

@@ -119,6 +119,42 @@ def test_the_labels_used_are_named_in_a_file(vit, toy, tmp_path):
         assert given.train.classes[int(name.removesuffix(".png")) % 3] == label
 
 
+def test_sizes_of_mae_have_their_own_rates():
+    large, huge = (PROTOCOLS[f"finetune-mae-{size}"] for size in "lh")
+    assert [(p.epochs, p.layer_decay, p.optim.lr) for p in (large, huge)] == [(50, 0.75, 1e-3)] * 2
+    assert (large.drop_path, huge.drop_path) == (0.2, 0.3)
+
+
+def test_papers_that_augment_more_draw_randaugment(vit, toy):
+    """rand-m9-mstd0.5-inc1 of timm: two operations of the increasing set, each with chance .5."""
+    given = data(vit, toy)
+    strong = finetune.view(PROTOCOLS["finetune-mae"], given).strong
+    assert (strong.name, strong.count, strong.chance) == ("increasing", 2, 0.5)
+    assert (strong.magnitude, strong.deviation) == (9, 0.5)
+    assert finetune.view(PROTOCOLS["semi-1"], given).strong.name == "none"
+
+
+@pytest.mark.parametrize("name", ["vit_pico_patch4_gap_32", "beit_pico_shared_patch4_32"])
+def test_mean_patches_go_through_the_new_norm_alone(name):
+    net = backbones.create(BackboneConfig(name=name, image_size=32)).eval()
+    model = build(PROTOCOLS["finetune-mae"], net, 3).eval()
+    x = torch.randn(2, 3, 32, 32)
+    y = net.net.forward_intermediates(x, norm=False, intermediates_only=True)[-1]
+    want = torch.nn.functional.layer_norm(y.mean((2, 3)), (96,), eps=1e-6)
+    torch.testing.assert_close(model.norm(model.backbone.features(x).mean((2, 3))), want)
+
+
+def test_tables_of_distances_do_not_decay():
+    """As in SimMIM's and BEiT's fine-tuning; their layer is that of their block."""
+    net = backbones.create(BackboneConfig(name="swin_tiny_patch4_window7_224", image_size=32))
+    model = build(PROTOCOLS["finetune-mae"], net, 3)
+    found = {id(p): g for g in groups(PROTOCOLS["finetune-mae"], model) for p in g["params"]}
+    tables = [p for n, p in model.named_parameters() if n.endswith("bias_table")]
+    assert len(tables) == 12
+    assert all(found[id(p)]["weight_decay"] == 0 for p in tables)
+    assert found[id(tables[0])]["lr_scale"] < found[id(tables[11])]["lr_scale"]
+
+
 def test_published_settings():
     mae, dino, moco = (PROTOCOLS[f"finetune-{n}"] for n in ("mae", "dino", "moco"))
     assert (mae.epochs, dino.epochs, moco.epochs) == (100, 300, 150)

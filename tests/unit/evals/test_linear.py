@@ -5,8 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from saccade.evals.features import Features
-from saccade.evals.linear import PROTOCOLS, fit, run
+from saccade.evals.features import Data, Features
+from saccade.evals.linear import PROTOCOLS, fit, fit_crops, run
+from saccade.recipe import IMAGENET_MEAN, IMAGENET_STD, Normalize
 
 EPOCHS = 10
 
@@ -124,3 +125,40 @@ def test_published_settings():
     assert [p.optim.weight_decay for p in (moco, dino, mae)] == [0, 0, 0]
     assert [p.optim.lr_rule for p in (moco, dino, mae)] == ["none", "linear-256", "linear-256"]
     assert mae.optim.schedule.warmup_epochs == 10
+
+
+def test_crops_of_plain_pictures_train_as_their_features_do(toy, net):
+    """Every crop of a picture of one color is the same: LARS and batch norm written out."""
+    train, test = toy(12), toy(6, seed=1)
+    train.x = train.x[:, :, :1, :1].expand(-1, -1, 16, 16).contiguous()
+    data = Data(net, train, test, normalize=Normalize())
+    cfg = replace(PROTOCOLS["linear-mae-crops"], epochs=12, batch_size=12)
+    found = fit_crops(cfg, data)
+    with torch.no_grad():
+        x = net.eval()(
+            (train.x / 255 - torch.tensor(IMAGENET_MEAN)[:, None, None])
+            / torch.tensor(IMAGENET_STD)[:, None, None]
+        )
+    y = torch.from_numpy(train.labels)
+    w = torch.empty(3, 8).normal_(0, 0.01, generator=torch.Generator().manual_seed(0))
+    b, vw, vb = torch.zeros(3), torch.zeros(3, 8), torch.zeros(3)
+    x = (x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-6).sqrt()
+    for step in range(12):
+        lr = 0.1 * 12 / 256
+        lr *= step / 10 if step < 10 else (1 + math.cos(math.pi * (step - 10) / 2)) / 2
+        error = ((x @ w.T + b).softmax(1) - F.one_hot(y, 3)) / 12
+        gw, gb = error.T @ x, error.sum(0)
+        vw = 0.9 * vw + 0.001 * w.norm() / gw.norm() * gw
+        vb = 0.9 * vb + gb
+        w, b = w - lr * vw, b - lr * vb
+    torch.testing.assert_close(found[1].weight.detach(), w, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(found[1].bias.detach(), b, rtol=1e-3, atol=1e-6)
+
+
+def test_crops_change_what_the_probe_sees(toy, net):
+    seen = []
+    for name in ("linear-mae", "linear-mae-crops"):
+        data = Data(net, toy(12), toy(6, seed=1), normalize=Normalize(), epochs=2)
+        (score,) = run(name, data)
+        seen.append((score.settings["augmentation"], score.settings["epochs"]))
+    assert seen == [("none", 90), ("crop and flip", 2)]

@@ -2,39 +2,15 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from toys import CLOCK, PatchNet, batch_for, build, views
 
 from saccade.core import View
-from saccade.methods.mae import MAE, normalize_patches, patchify
+from saccade.methods.mae import MAE
 from saccade.nn.functional import take
 from saccade.nn.masking import random_order
+from saccade.nn.patches import patchify
 from saccade.nn.positions import sincos_2d
-
-
-def test_patches_hold_rows_then_columns_then_channels():
-    x = torch.randn(2, 3, 4, 6)
-    patches = patchify(x, 2)
-    assert patches.shape == (2, 6, 12)
-    for n in range(6):
-        top, left = 2 * (n // 3), 2 * (n % 3)
-        want = [x[0, c, top + i, left + j] for i in range(2) for j in range(2) for c in range(3)]
-        assert torch.equal(patches[0, n], torch.stack(want))
-
-
-def test_folding_the_patches_gives_the_picture_back():
-    x = torch.randn(2, 3, 8, 12)
-    columns = patchify(x, 4).unflatten(2, (16, 3)).mT.flatten(2).mT  # channel first, as fold wants
-    assert torch.equal(F.fold(columns, (8, 12), 4, stride=4), x)
-
-
-def test_normalized_constant_patch_is_zero_and_others_have_unit_unbiased_variance():
-    x = torch.randn(1, 2, 12)
-    x[0, 0] = 7
-    y = normalize_patches(x)
-    assert torch.equal(y[0, 0], torch.zeros(12))
-    assert y[0, 1].var(correction=1).item() == pytest.approx(1, rel=1e-4)
 
 
 def test_predicting_zero_of_normalized_patches_costs_the_share_of_unbiased_variance():
@@ -122,6 +98,28 @@ def test_the_mask_follows_the_picture_not_its_place_in_the_batch():
     half = copy.copy(batch)
     half = type(batch)(images=[batch.images[0][4:]], index=batch.index[4:], key=batch.key[4:])
     torch.testing.assert_close(task(batch, CLOCK).features[4:], task(half, CLOCK).features)
+
+
+@pytest.mark.parametrize("norm_pix_loss", [False, True])
+def test_drawn_are_what_is_seen_and_what_is_guessed_where_nothing_is(norm_pix_loss):
+    task, batch = build("mae", norm_pix_loss=norm_pix_loss).eval(), batch_for("mae", b=2)
+    image, order = batch.images[0], random_order(batch.key, 16)
+    drawn = task.draw(batch)
+    _, guess = task.rebuild(image, order)
+    for i in range(2):
+        for rank, place in enumerate(order[i].tolist()):
+            at = (i, slice(None), *(slice(8 * k, 8 * k + 8) for k in divmod(place, 4)))
+            if rank < 4:
+                assert torch.equal(drawn["seen"][at], image[at])
+                assert torch.equal(drawn["both"][at], image[at])
+                assert drawn["predicted"][at].isnan().all()
+                continue
+            want = guess[i, rank - 4].unflatten(0, (8, 8, 3)).permute(2, 0, 1)
+            if norm_pix_loss:
+                want = want * image[at].var().add(1e-6).sqrt() + image[at].mean()
+            torch.testing.assert_close(drawn["predicted"][at], want, atol=1e-5, rtol=1e-4)
+            assert torch.equal(drawn["both"][at], drawn["predicted"][at])
+            assert drawn["seen"][at].isnan().all()
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.99])

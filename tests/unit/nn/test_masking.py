@@ -1,8 +1,18 @@
+import math
+
 import pytest
 import torch
 
 from saccade.nn import random
-from saccade.nn.masking import block_masks, hide, kept_patches, random_order
+from saccade.nn.masking import (
+    IN_VAIN,
+    TRIES,
+    block_masks,
+    exact_block_masks,
+    hide,
+    kept_patches,
+    random_order,
+)
 
 KEYS = random.keys(0, 3, torch.arange(2000))
 
@@ -80,3 +90,47 @@ def test_blocks_of_a_picture_do_not_depend_on_its_neighbors_and_differ_by_name()
     mask = block_masks(KEYS[:8], count, (14, 14), "a")
     assert torch.equal(mask[3:5], block_masks(KEYS[3:5], count[3:5], (14, 14), "a"))
     assert not torch.equal(mask, block_masks(KEYS[:8], count, (14, 14), "b"))
+
+
+def official(draws, count, least, tries, in_vain, side=14):
+    """BEiT's sampler as loops over one picture's draws; `in_vain` ends the mask early."""
+    mask, vain = torch.zeros(side, side, dtype=torch.bool), 0
+    for area, ratio, top, left in draws[:tries].tolist():
+        most = count - int(mask.sum())
+        if most == 0 or vain == in_vain:
+            break
+        size = least + area * (most - least)
+        aspect = math.exp(math.log(0.3) + ratio * (math.log(1 / 0.3) - math.log(0.3)))
+        h, w = round(math.sqrt(size * aspect)), round(math.sqrt(size / aspect))
+        vain += 1
+        if h < side and w < side:
+            top, left = int(top * (side - h + 1)), int(left * (side - w + 1))
+            block = mask.clone()
+            block[top : top + h, left : left + w] = True
+            if 0 < int(block.sum() - mask.sum()) <= most:
+                mask, vain = block, 0
+    return mask.flatten()
+
+
+@pytest.mark.parametrize(("count", "least"), [(75, 16), (120, 16), (75, 30)])
+def test_blocks_equal_beits_rules_written_as_loops(count, least):
+    goal = torch.full((200,), float(count))
+    mask = block_masks(KEYS[:200], goal, (14, 14), "a", least=least)
+    draws = random.uniform(KEYS[:200], 4 * TRIES, "a").unflatten(1, (TRIES, 4))
+    same = [
+        torch.equal(m, official(d, count, least, TRIES, IN_VAIN))
+        for m, d in zip(mask, draws, strict=True)
+    ]
+    assert sum(same) >= 198  # rounding of a half may fall either way
+
+
+def test_exact_blocks_hide_the_number_in_every_picture_by_the_same_rules():
+    mask = exact_block_masks(KEYS, 98, (14, 14), "a", least=16)
+    assert mask.sum(1).eq(98).all()
+    draws = random.uniform(KEYS[:100], 8 * TRIES, "a").unflatten(1, (2 * TRIES, 4))
+    same = [
+        torch.equal(m, official(d, 98, 16, 2 * TRIES, 2 * TRIES))
+        for m, d in zip(mask, draws, strict=False)
+    ]
+    assert sum(same) >= 97
+    assert exact_block_masks(KEYS, 15, (4, 4), "a", least=2).sum(1).eq(15).all()

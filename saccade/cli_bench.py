@@ -1,0 +1,60 @@
+"""`saccade bench`: figures beside peers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+JsonOut = Annotated[str, typer.Option("--json", help="Write JSON here; - prints JSON alone.")]
+
+bench = typer.Typer(
+    help="Measure beside peers: a training step, the making of views.", no_args_is_help=True
+)
+
+
+@bench.command("step")
+def bench_step(
+    method: Annotated[str, typer.Option(help="One, or several with commas.")] = "simclr",
+    backbone: Annotated[str, typer.Option(help="Of the recipe, or resnet18.")] = "",
+    image_size: Annotated[int, typer.Option(min=0, help="Of the recipe, or 64.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=2)] = 64,
+    rounds: Annotated[int, typer.Option(min=1)] = 10,
+    recipe: Annotated[str, typer.Option(help="Whose settings; without, the paper's.")] = "",
+    json_out: JsonOut = "",
+) -> None:
+    """One training step beside the bare encoder's, and beside lightly's modules."""
+    from .commands import run_bench_step
+
+    run_bench_step(method, backbone, image_size, batch_size, rounds, recipe, json_out)
+
+
+@bench.command("data")
+def bench_data(
+    data: Annotated[str, typer.Argument(help="Pictures.")],
+    views: Annotated[str, typer.Option(help="dino, simclr, moco or mae.")] = "dino",
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    pictures: Annotated[int, typer.Option(min=2, help="Of the data, evenly spread.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1)] = 10,
+    image_size: Annotated[int, typer.Option(min=16, help="Of the largest view.")] = 224,
+    json_out: JsonOut = "",
+) -> None:
+    """Views a second beside lightly, torchvision, the plain DataLoader, and decoding alone."""
+    from .commands import run_bench_data
+
+    run_bench_data(data, views, threads, pictures, rounds, image_size, json_out)
+
+
+@bench.command("attention")
+def bench_attention(
+    sizes: Annotated[str, typer.Option(help="Sides of the map, comma-separated.")] = "8,16,32,64",
+    channels: Annotated[int, typer.Option(min=8)] = 64,
+    batch_size: Annotated[int, typer.Option(min=1)] = 2,
+    rounds: Annotated[int, typer.Option(min=1)] = 5,
+    plot: Annotated[str, typer.Option(help="Draw the figures into a .png file.")] = "",
+    json_out: JsonOut = "",
+) -> None:
+    """Time and memory of attention, convolution and lambda layers as the map grows."""
+    from .commands import run_bench_attention
+
+    run_bench_attention(sizes, channels, batch_size, rounds, plot, json_out)

@@ -1,0 +1,1 @@
+"""Parts of detectors: what stands between an encoder and torchvision's losses."""
