@@ -59,7 +59,7 @@ ARMS = {"autoregressive": "igpt_pico_16", "bert": "igpt_pico_16_bert"}
 BATCH, STEPS, WORKERS = 32, 1200, 1  # 12 minutes of one core
 CODED = 2000  # test pictures whose bits are counted
 FITTED = 20_000  # training pictures of the histograms
-MIXES = (1.0, 10.0, 100.0, 1000.0)  # pictures that the histogram of all places stands for
+MIXES = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)  # pictures that the histogram of all places stands for
 SPEED = "igpt_nano_32"
 
 
@@ -173,7 +173,7 @@ def bits(data: str, loaded: weights.Loaded) -> dict[str, Any]:
     everywhere = share(fitted.flatten()[:, None], len(encoder.palette), torch.ones(1))[0]
     costs = {
         "network": network(encoder, tokens),
-        "histogram of each place": -of_place.log2().T.gather(0, flat.T).sum(0),
+        "histogram of each place": -of_place.log2().T.gather(0, flat).sum(1),
         "histogram of all places": -everywhere.log2()[flat].sum(1),
     }
     unit = (127.5 * (encoder.palette + 1)).round().byte()[tokens]  # [N, H, W, 3]

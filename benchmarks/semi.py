@@ -49,9 +49,9 @@ PRETRAIN = (
 )
 RATE = {  # of the optimizer: a pretrained network moves less
     "scratch": 0.05,
-    "tuned": 0.01,
-    "tuned-1": 0.01,
-    "transfer": 0.01,
+    "tuned": 0.03,
+    "tuned-1": 0.03,
+    "transfer": 0.03,
     "self": 0.02,
     "student": 0.05,
 }
@@ -82,7 +82,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--labels", default="250,1000")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--pictures", type=int, default=20_000, help="without labels")
-    parser.add_argument("--pretrain-steps", type=int, default=1500)
+    parser.add_argument("--pretrain-steps", type=int, default=2500)
     parser.add_argument("--steps", type=int, default=300, help="on labels, of 64 pictures")
     parser.add_argument("--distill-steps", type=int, default=400, help="of 128 pictures")
     parser.add_argument("--pretrained", type=Path, help="a simclr_v2 run to start from")

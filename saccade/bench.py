@@ -98,17 +98,11 @@ def run_step(
     Without a recipe the method is as in its paper, around a ResNet-18 at 64 pixels.
     """
     if method not in PASSES:
-        raise ValueError(
-            f"setting method: no bench for {method!r}; choose from {', '.join(PASSES)}"
-        )
+        raise ValueError(f"setting method: no bench for {method!r}{suggest(method, PASSES)}")
     torch.manual_seed(0)
     name = named(method, backbone, image_size, recipe)
-    cfg, encoder = fitted(method, name, recipe), backbones.create(name)
-    if "images" in {f.name for f in fields(cfg)}:
-        cfg = replace(cfg, images=batch_size)
+    cfg, encoder = _counted(fitted(method, name, recipe), batch_size), backbones.create(name)
     arms = _arms(method, cfg, encoder, _pictures(cfg.views, batch_size))
-    seconds = interleave(arms, rounds, time.process_time if _single() else _now)
-    sizes = {arm: peak(work) for arm, work in arms.items()}
     return {
         "bench": "step",
         "date": datetime.date.today().isoformat(),
@@ -125,11 +119,22 @@ def run_step(
         },
         "machine": machine(),
         "versions": versions(),
-        "arms": {
-            arm: {"seconds": s, "bytes": sizes[arm], **spread(s)} for arm, s in seconds.items()
-        },
-        "ratios": ratios(seconds),
+        **_measured(arms, rounds),
     }
+
+
+def _counted(cfg: Any, images: int) -> Any:
+    """A bank of features, or a classifier of pictures, has room for one batch."""
+    return replace(cfg, images=images) if "images" in {f.name for f in fields(cfg)} else cfg
+
+
+def _measured(arms: dict[str, Work], rounds: int) -> dict[str, Any]:
+    """Seconds and bytes of every arm, and ratios between them."""
+    seconds = interleave(arms, rounds, time.process_time if _single() else _now)
+    rows = {
+        arm: {"seconds": s, "bytes": peak(arms[arm]), **spread(s)} for arm, s in seconds.items()
+    }
+    return {"arms": rows, "ratios": ratios(seconds)}
 
 
 def named(method: str, backbone: str, image_size: int, recipe: str) -> BackboneConfig:

@@ -1,8 +1,8 @@
 """Backbones to files and back: safetensors and JSON in timm's hub layout, no unsafe pickle.
 
 WEIGHTS is a run folder, a folder of timm or transformers, a checkpoint file of any layout that
-`layouts` knows, `timm:NAME` (timm's pretrained weights), `hf:OWNER/NAME` or `hf:OWNER/NAME@REVISION`
-(a model of the Hugging Face hub, of timm or transformers) or `random:NAME` (the control arm).
+`layouts` knows, `timm:NAME` (timm's pretrained weights), `hf:OWNER/NAME`, or with `@REVISION` (a
+model of the Hugging Face hub, of timm or transformers), or `random:NAME` (the control arm).
 """
 
 from __future__ import annotations

@@ -444,7 +444,7 @@ def _module(name: str) -> str:
 
 
 def _check_grid(cfg: BackboneConfig, net: VisionTransformer | Beit) -> None:
-    patch = net.patch_embed.patch_size[0]
+    patch = int(net.patch_embed.patch_size[0])
     if cfg.image_size % patch:
         low = cfg.image_size // patch * patch
         near = f"{low} or {low + patch}" if low else f"{patch}"

@@ -7,8 +7,7 @@ import pytest
 import torch
 from toys import CLOCK, SMALL, noise, train
 
-from saccade import backbones, methods
-from saccade.backbones.presets import PRESETS
+from saccade import attention, backbones, methods
 from saccade.core import Mechanism
 from saccade.nn.parts import Ema
 from saccade.recipe import BackboneConfig
@@ -35,11 +34,11 @@ def batch(seed=0):
     return noise(seed, 4, (SIZE, SIZE))
 
 
-def test_every_family_is_here():
-    assert {PRESETS[n].family for n in NAMES} == {p.family for p in PRESETS.values()} - {""}
-    mechanisms = {PRESETS[n].layers.get("mechanism") for n in NAMES}
-    known = {p.layers.get("mechanism") for p in PRESETS.values()}
-    assert mechanisms == known
+def test_every_mechanism_on_maps_is_here():
+    nets = [build("simclr", n).encoder for n in NAMES]
+    found = {type(m) for net in nets for m in net.modules() if isinstance(m, Mechanism)}
+    every = [getattr(attention, n) for n in attention.__all__]
+    assert found == {c for c in every if issubclass(c, Mechanism)}
 
 
 @pytest.mark.parametrize("backbone", NAMES)

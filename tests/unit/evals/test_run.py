@@ -12,10 +12,9 @@ def test_every_protocol_gives_a_figure_with_interval_and_settings(toy, monkeypat
     torch.manual_seed(0)
     vit = backbones.create(BackboneConfig(name="vit_nano_patch8_64", image_size=16))
     train, test = toy(210), toy(30, seed=1)
-    results = evaluate(
-        vit, train, test, list(PROTOCOLS), normalize=Normalize(), name="toy", epochs=1
-    )
-    assert {r.protocol.partition("/")[0] for r in results} == set(PROTOCOLS)
+    names = [p for p in PROTOCOLS if not p.endswith("-igpt")]  # for one family: test_igpt.py
+    results = evaluate(vit, train, test, names, normalize=Normalize(), name="toy", epochs=1)
+    assert {r.protocol.partition("/")[0] for r in results} == set(names)
     for r in results:
         assert (r.model, r.n) == ("toy", 30)
         assert r.low <= r.value <= r.high
