@@ -71,7 +71,7 @@ def test_official_sizes_equal_lightlys(side):
 
 def test_official_places_are_as_frequent_as_lightlys():
     """Share of pictures in which each patch is a target, and is context before truncation."""
-    side, n = 6, 400
+    side, n = 6, 3000
     task = of_grid(side, sampler="official", min_keep=2)
     theirs = IJEPAMaskCollator(8 * side, 8, (0.85, 1.0), (0.15, 0.2), (0.75, 1.5), 1, 4, 2)
     _, context, targets = theirs([torch.zeros(1)] * n)

@@ -82,7 +82,7 @@ def test_codes_are_the_argmax_over_pixels_mapped_to_a_tenth_from_both_ends(folde
     codes = tokenizer.encode(x, (4, 2))
     want = network(state("encoder"), 0.8 * x + 0.1, False).argmax(1)
     assert torch.equal(codes, want)
-    assert len(codes.unique()) > 2
+    assert len(codes.unique()) > 1  # or any codes would be equal
     assert tokenizer.codes == CODES
     assert not any(p.requires_grad for p in tokenizer.parameters())
 
