@@ -69,7 +69,7 @@ def test_matching_cells_give_minus_four_and_only_they():
     x = torch.eye(3)[:, :, None].expand(3, 3, 3).permute(1, 0, 2)[None]  # rows of equal cells
     task = pixpro(layers=0)
     assert task(same_crops(x, x), CLOCK).loss.item() == pytest.approx(-4, abs=1e-4)
-    mirrored = torch.randn(1, 3, 3, 1).expand(1, 3, 3, 3)
+    mirrored = torch.rand(1, 3, 3, 1).expand(1, 3, 3, 3)  # rows that are alike, none equal
     assert task(same_crops(mirrored, mirrored), CLOCK).loss > -4 + 1e-3
     assert task(same_crops(x, -x), CLOCK).loss.item() == pytest.approx(4, abs=1e-4)
 
