@@ -92,6 +92,8 @@ def embed(
 
 def metadata(path: Path | str) -> dict[str, Any]:
     """The metadata that `embed` wrote."""
+    if not Path(path).is_file():
+        raise ValueError(f"table {path} is not there; let `saccade embed` write it")
     table = (pq.read_metadata(path).metadata or {}).get(KEY)
     if table is None:
         raise ValueError(f"{path}: not written by `saccade embed`; embed the pictures first")

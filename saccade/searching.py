@@ -51,6 +51,7 @@ def search(
 
     Taken from the index where there is one that fits the table, unless `exact`.
     """
+    embedding.metadata(table)  # or it is no table
     vector: str | Float[np.ndarray, "d"] = query
     if Path(query).is_file() and not _holds(table, query):
         vector = vector_of(table, Path(query), name)

@@ -80,3 +80,8 @@ def test_pictures_that_moved_are_named(table, photos, tmp_path):
         searching.sheet(table, "03.png", rows)
     with pytest.raises(ValueError, match="nowhere"):
         searching.sheet(table, "03.png", rows, str(tmp_path / "nowhere"))
+
+
+def test_a_table_that_is_not_there_is_one_line(tmp_path, capsys):
+    assert saccade("search", tmp_path / "nowhere.parquet", "03.png") == 2
+    assert "is not there; let `saccade embed` write it" in capsys.readouterr().err
