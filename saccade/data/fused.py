@@ -1,7 +1,7 @@
 """Views of an 8-bit RGB picture on one core, without Python's lock: compiled by numba.
 
-A view is two steps. `crop` resizes and mirrors a box of the picture: down the columns first, then
-along the rows as a banded matrix, eight pixels at a time. `color` interprets the view's program, a
+A view is two steps. `crop` resizes and mirrors a box of the picture in 16-bit integers: down the
+columns first, four rows at a time, then along the rows, eight pixels at a time. `color` interprets the view's program, a
 list of operations with one number each, on rows that stay in the core's nearest cache; it only
 walks the picture anew where an operation needs all of it (contrast its mean, blur its neighbors).
 The meaning of each operation is that of `augment`, which does the same for batches on any device.
@@ -13,10 +13,10 @@ import math
 from typing import no_type_check
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64, UInt8
+from jaxtyping import Bool, Float32, Int16, Int32, Int64, UInt8
 from numba import njit
 
-from .vector import LANES, ROWS, SPAN, banded, combined
+from .vector import KEPT, LANES, ROWS, SPAN, UNIT, WIDE, banded, combined, stacked
 
 NOTHING, BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAYSCALE, SOLARIZE, BLUR = range(8)
 REACH = 3  # sigmas on either side of a blurred pixel
@@ -96,19 +96,26 @@ def crop(
     size = out.shape[1]
     y0, ny, wy = taps(box[0] / scale, box[2] / scale, picture.shape[0], size, bicubic)
     x0, nx, wx = taps(box[1] / scale, box[3] / scale, picture.shape[1] // 3, size, bicubic)
-    left, right = 3 * x0[0], 3 * (x0[-1] + nx[-1])
-    start, count, dense = blocks(x0, nx, wx, mirrored)
-    lines = np.empty((ROWS, right - left), np.float32)
-    done = np.empty((ROWS, 3, len(start) * LANES), np.float32)
-    for y in range(0, size, ROWS):
-        rows = min(ROWS, size - y)
-        for r in range(rows):
-            columns(picture, left, right, y0[y + r], ny[y + r], wy[:, y + r], lines[r])
+    top, high, down = blocks(y0, ny, whole(ny, wy), ROWS, False)
+    start, wide, along = blocks(x0, nx, whole(nx, wx), LANES, mirrored)
+    left, n, last = 3 * x0[0], 3 * (x0[-1] + nx[-1] - x0[0]), y0[-1] + ny[-1] - 1
+    line = np.zeros((ROWS, n + 3), np.int16)
+    pairs = np.zeros((ROWS, n + 3), np.int32)
+    done = np.empty((ROWS, 3, len(start) * LANES), np.uint8)
+    for g in range(len(top)):
+        for i in range(0, n - WIDE + 1, WIDE):
+            stacked(picture, top[g], last, left + i, down, g, high[g], line, i)
+        if n < WIDE:
+            narrow(picture, top[g], last, left, down[g, : high[g]], line[:, :n])
+        elif n % WIDE:
+            stacked(picture, top[g], last, left + n - WIDE, down, g, high[g], line, n - WIDE)
+        for r in range(ROWS):
+            couple(line[r], pairs[r])
         for b in range(len(start)):
-            banded(lines, start[b], dense, b, count[b], done)
-        for r in range(rows):
+            banded(pairs, start[b] - x0[0], along, b, wide[b], done)
+        for r in range(min(ROWS, size - g * ROWS)):
             for c in range(3):
-                store(done[r, c], out[c, y + r])
+                copy(done[r, c], out[c, g * ROWS + r])
 
 
 @compiled
@@ -149,51 +156,73 @@ def taps(start: float, length: float, limit: int, size: int, bicubic: bool):
 
 @compiled
 @no_type_check
-def columns(picture, left, right, first, n, weights, out) -> None:
-    """out = sum_k weights[k] picture[first + k, left:right], four rows and then two at a time."""
-    last = first + n - 1
-    a, b = picture[first, left:right], picture[min(first + 1, last), left:right]
-    c = picture[min(first + 2, last), left:right]
-    d = picture[min(first + 3, last), left:right]
-    p, q, s, t = weights[0], weights[1], weights[2], weights[3]
-    for i in range(len(out)):
-        near = p * np.float32(a[i]) + q * np.float32(b[i])
-        out[i] = near + s * np.float32(c[i]) + t * np.float32(d[i])
-    for k in range(4, n, 2):
-        a, b = picture[first + k, left:right], picture[min(first + k + 1, last), left:right]
-        p, q = weights[k], weights[k + 1]
-        for i in range(len(out)):
-            out[i] += p * np.float32(a[i]) + q * np.float32(b[i])
+def whole(count: Int64[np.ndarray, "n"], weights: Float32[np.ndarray, "k n"]):
+    """Weights as integers of 16 bits that sum to `UNIT`; the middle tap takes what is left."""
+    rounded, total = np.empty(weights.shape, np.int32), np.zeros(len(count), np.int32)
+    for k in range(len(weights)):
+        line, out = weights[k], rounded[k]
+        for i in range(len(count)):
+            out[i] = np.int32(np.floor(line[i] * np.float32(UNIT) + HALF))
+            total[i] += out[i]
+    for i in range(len(count)):
+        rounded[count[i] // 2, i] += UNIT - total[i]
+    return rounded
 
 
 @compiled
 @no_type_check
-def blocks(first, count, weights, mirrored):
-    """The taps of eight pixels as one small dense matrix over the source pixels they share."""
+def blocks(first, count, weights: Int32[np.ndarray, "k n"], lanes: int, mirrored: bool):
+    """The taps of some neighbors as one small dense matrix over the pixels they share.
+
+    Returns each block's first pixel, pairs of pixels, and weights [block, pair, lane], a pair of
+    weights in a number.
+    """
     size = len(first)
-    number = (size + LANES - 1) // LANES
-    start, wide = np.empty(number, np.int64), np.empty(number, np.int64)
+    number = (size + lanes - 1) // lanes
+    start, pairs = np.empty(number, np.int64), np.empty(number, np.int64)
     for b in range(number):
-        low, high = b * LANES, min(size, (b + 1) * LANES) - 1
+        low, high = b * lanes, min(size, (b + 1) * lanes) - 1
         if mirrored:
             low, high = size - 1 - high, size - 1 - low
-        start[b] = first[low] - first[0]
-        wide[b] = first[high] + count[high] - first[low]
-    dense = np.zeros((number, wide.max(), LANES), np.float32)
+        start[b] = first[low]
+        pairs[b] = (first[high] + count[high] - first[low] + 1) // 2
+    dense = np.zeros((number, pairs.max(), lanes, 2), np.int16)
     for i in range(size):
-        b, source = i // LANES, size - 1 - i if mirrored else i
+        b, source = i // lanes, size - 1 - i if mirrored else i
         for k in range(count[source]):
-            at = first[source] - first[0] - start[b] + k
-            dense[b, at, i % LANES] = weights[k, source]
-    return start, wide, dense
+            at = first[source] - start[b] + k
+            dense[b, at // 2, i % lanes, at % 2] = weights[k, source]
+    return start, pairs, dense.view(np.int32).reshape(number, -1, lanes)
 
 
 @compiled
 @no_type_check
-def store(line, out) -> None:
-    """A row as 8-bit pixels, rounded."""
+def narrow(picture, first, last, left, weights: Int32[np.ndarray, "k 4"], out) -> None:
+    """`stacked` for less than `WIDE` bytes."""
+    for r in range(ROWS):
+        for i in range(out.shape[1]):
+            total = (UNIT >> KEPT) // 2
+            for k in range(len(weights)):
+                upper, lower = first + 2 * k, min(first + 2 * k + 1, last)
+                total += np.int16(weights[k, r]) * np.int64(picture[upper, left + i])
+                total += (weights[k, r] >> 16) * np.int64(picture[lower, left + i])
+            out[r, i] = total // (UNIT >> KEPT)
+
+
+@compiled
+@no_type_check
+def couple(line: Int16[np.ndarray, "n"], out: Int32[np.ndarray, "n"]) -> None:
+    """Each number and that of the next pixel as the halves of one; the last pixel has no next."""
+    low = np.int32(0xFFFF)
+    for i in range(len(line) - 3):
+        out[i] = (np.int32(line[i]) & low) | (np.int32(line[i + 3]) << np.int32(16))
+
+
+@compiled
+@no_type_check
+def copy(line: UInt8[np.ndarray, "n"], out: UInt8[np.ndarray, "s"]) -> None:
     for i in range(len(out)):
-        out[i] = np.uint8(np.int32(min(max(line[i] + HALF, ZERO), TOP)))
+        out[i] = line[i]
 
 
 # The colors.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,10 +61,15 @@ def local(data: str) -> list[str]:
     """The tars or parquet files that `data` names: a folder of them, or a name that means some."""
     root = Path(data)
     if root.is_dir():
-        inside = [p for p in sorted(root.iterdir()) if not p.name.startswith(".")]
-        if any(p.is_dir() or is_picture(p.name) for p in inside):
-            return []  # a folder of pictures, with a tar beside them perhaps
-        found = {kind: [str(p) for p in inside if p.suffix == kind] for kind in KINDS}
+        names = []
+        with os.scandir(root) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir() or is_picture(entry.name):
+                    return []  # a folder of pictures, with a tar beside them perhaps
+                names.append(entry.name)
+        found = {kind: [str(root / n) for n in sorted(names) if n.endswith(kind)] for kind in KINDS}
         return found[".tar"] or found[".parquet"]
     if not data.endswith(KINDS):
         return []

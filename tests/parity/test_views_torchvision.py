@@ -293,6 +293,35 @@ def test_fused_crops_of_photographs_are_torchvisions(photographs, mode, size):
         assert np.abs(mirrored.astype(int) - got[:, :, ::-1]).max() <= 1
 
 
+# top, left, height, width: one pixel, fewer bytes than a vector, thin strips, all, and much smaller
+ODD = [(3, 5, 1, 1), (0, 0, 5, 5), (7, 20, 40, 3), (11, 0, 2, 61), (0, 0, 53, 61), (1, 2, 50, 17)]
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [1, 7, 32])
+@pytest.mark.parametrize("at", ODD)
+def test_fused_crops_of_noise_are_exact_to_a_rounding(mode, size, at):
+    """Noise of black and white is the worst for 16-bit weights; here against 64-bit numbers."""
+    torch.manual_seed(0)
+    x = torch.randint(0, 2, (3, 53, 61), dtype=torch.uint8) * 255
+    part = x[:, at[0] : at[0] + at[2], at[1] : at[1] + at[3]].double()
+    want = torch.nn.functional.interpolate(part[None], (size, size), mode=mode, antialias=True)[0]
+    want = want.clamp(0, 255)
+    got = np.empty((3, size, size), np.uint8)
+    lines = x.permute(1, 2, 0).contiguous().numpy().reshape(53, -1)
+    fused.crop(lines, np.array(at), 1, mode == "bicubic", False, got)
+    assert np.abs(got - want.numpy()).max() < 0.6
+
+
+@pytest.mark.parametrize("gray", [0, 1, 127, 254, 255])
+def test_fused_crops_keep_a_plain_picture_as_it_is(gray):
+    lines = np.full((90, 3 * 70), gray, np.uint8)
+    for size in (5, 48, 224):
+        got = np.empty((3, size, size), np.uint8)
+        fused.crop(lines, np.array((3, 4, 80, 61)), 1, True, False, got)
+        assert (got == gray).all()
+
+
 def fuse(pixels, *steps):
     """The picture in [0, 1] after (operation, value) pairs."""
     height, width = pixels.shape[1:]
