@@ -1,10 +1,11 @@
 """Views of an 8-bit RGB picture on one core, without Python's lock: compiled by numba.
 
 A view is two steps. `crop` resizes and mirrors a box of the picture in 16-bit integers: down the
-columns first, four rows at a time, then along the rows, eight pixels at a time. `color` interprets the view's program, a
-list of operations with one number each, on rows that stay in the core's nearest cache; it only
-walks the picture anew where an operation needs all of it (contrast its mean, blur its neighbors).
-The meaning of each operation is that of `augment`, which does the same for batches on any device.
+columns first, four rows at a time, then along the rows, eight pixels at a time. `color` interprets
+the view's program, a list of operations with one number each, on rows that stay in the core's
+nearest cache; it only walks the picture anew where an operation needs all of it (contrast its mean,
+blur its neighbors). The meaning of each operation is that of `augment`, which does the same for
+batches on any device.
 """
 
 from __future__ import annotations

@@ -27,14 +27,13 @@ BYTES, SHORTS = ir.VectorType(I8, WIDE), ir.VectorType(I16, WIDE)  # shorts: pai
 
 @intrinsic
 def stacked(typing, picture, first, last, column, weights, group, count, out, to):
-    """out[r, to : to + 16] = sum_k weights[group, k // 2, r][k % 2] picture[first + k, column + ...]
+    """out[r, to + i] = sum_k weights[group, k // 2, r][k % 2] picture[first + k, column + i]
 
-    for 4 rows r and 2 `count` rows k of the picture, none beyond `last`; `KEPT` bits are kept.
+    for i < 16, 4 rows r and 2 `count` rows k of the picture, none beyond `last`; `KEPT` bits are
+    kept.
     """
     number = types.intp
-    signature = types.void(
-        picture, number, number, number, weights, number, number, out, number
-    )
+    signature = types.void(picture, number, number, number, weights, number, number, out, number)
 
     def generate(context, builder, signature, args):
         picture, weights, out = (_array(context, builder, signature, args, k) for k in (0, 4, 7))
@@ -65,7 +64,8 @@ def stacked(typing, picture, first, last, column, weights, group, count, out, to
 def banded(typing, lines, first, weights, block, count, out):
     """out[r, c, 8 b : 8 b + 8] = sum_k lines[r, 3 (first + k) + c] weights[b, k // 2, :][k % 2]
 
-    for 4 rows r and 2 `count` pixels k, rounded to bytes; a number of `lines` is pixels k and k + 1.
+    for 4 rows r and 2 `count` pixels k, rounded to bytes; a number of `lines` is two pixels, k and
+    k + 1.
     """
     number = types.intp
     signature = types.void(lines, number, weights, number, number, out)
