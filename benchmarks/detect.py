@@ -4,10 +4,11 @@
     python benchmarks/detect.py detect_animals --study fpt-vs-fpn --json fpt.json
     python benchmarks/detect.py detect_animals --study relation-dedup --json relation.json
 
-The folder has VOC's form, with lists train and val. Each method learns from the pictures of the
-training list alone, without boxes; then `saccade train detect` fine-tunes all layers from the
-pretrained encoder, or from the encoder as it was before pretraining, with the settings of the arm.
-A run that stands in the JSON file is not run again, so a stopped benchmark goes on.
+The folder has VOC's form, with lists train and val, or COCO's or YOLO's, with such splits. Each
+method learns from the pictures of the training split alone, without boxes; then `saccade train
+detect` fine-tunes all layers from the pretrained encoder, or from the encoder as it was before
+pretraining, with the settings of the arm. A run that stands in the JSON file is not
+run again, so a stopped benchmark goes on.
 
     pretraining     SimCLR, MoCo, and the same random weights
     fpt-vs-fpn      a feature pyramid transformer, and FPN, whose gain over a bottom-up pyramid is
@@ -34,6 +35,7 @@ from typing import Any
 from learn import cpu_seconds, mean, percent, saccade
 
 from saccade.bench import machine, versions
+from saccade.data.detection import open_annotated
 from saccade.evals.results import read_results, write_json
 
 BACKBONE = "resnet10_w32"
@@ -95,7 +97,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("data", type=Path, help="detection data in VOC's form")
+    parser.add_argument("data", type=Path, help="detection data with a test split")
     parser.add_argument("--json", type=Path, required=True, help="the report; goes on if it exists")
     parser.add_argument("--study", choices=list(STUDIES), default="pretraining")
     parser.add_argument("--arms", default="", help="of the study, by commas; empty: all")
@@ -183,11 +185,10 @@ def pretrained(args: argparse.Namespace, method: str, seed: int, runs: Path) -> 
 
 
 def pictures(data: Path, runs: Path) -> Path:
-    """The pictures of the training list, one path a line."""
+    """The pictures of the training split, one path a line."""
     path = runs / "pictures.txt"
-    names = (data / "ImageSets" / "Main" / "train.txt").read_text().split()
-    files = {f.stem: f for f in (data.absolute() / "JPEGImages").iterdir()}
-    path.write_text("".join(f"{files[name]}\n" for name in names))
+    found = open_annotated(str(data.absolute())).pictures
+    path.write_text("".join(f"{found.stored(i)}\n" for i in range(len(found))))
     return path
 
 
