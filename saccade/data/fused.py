@@ -369,9 +369,13 @@ def blur(sigma, x, lines) -> None:
             for t in range(len(down)):
                 near = abs(y + t - j)
                 starts[t] = (near if near < height else 2 * height - 2 - near) * wide
+            row = x[c, y]
+            if wide == width:
+                for i in range(0, wide, SPAN):
+                    combined(lines, starts, down, i, row, i)
+                continue
             for i in range(0, wide, SPAN):
                 combined(lines, starts, down, i, line, i)
-            row = x[c, y]
             for i in range(width):
                 row[i] = line[i]
 

@@ -46,10 +46,10 @@ TRIES = 100  # other pictures tried in place of one that cannot be read
 class Making:
     """A batch while threads fill it in."""
 
-    slots: Int64[Tensor, "b"]
+    slots: Int64[np.ndarray, "b"]
     key: Int64[Tensor, "b"]
     draws: Draws
-    index: Int64[Tensor, "b"]  # like the slots, but for pictures that cannot be read
+    index: Int64[np.ndarray, "b"]  # like the slots, but for pictures that cannot be read
     memory: Shaped[Tensor, "n"]  # of all images
     images: list[Shaped[Tensor, "b c _ _"]]  # parts of it
     edges: Float32[np.ndarray, "b v 4"]
@@ -128,10 +128,10 @@ class ViewLoader:
         memory = self.pool.take(sum(lengths), kind)
         parts = zip(memory.split(lengths), shapes, strict=True)
         return Making(
-            slots=slots,
+            slots=slots.numpy(),
             key=key,
             draws=self.maker.draw(key),
-            index=slots.clone(),
+            index=slots.numpy().copy(),
             memory=memory,
             images=[part.view(shape) for part, shape in parts],
             edges=np.empty((len(slots), len(self.views), 4), np.float32),
@@ -196,14 +196,16 @@ class ViewLoader:
         key, images = move(making.key), [move(x) for x in making.images]
         if self.device.type != "cpu":
             images = [self._color(x, key, v) for v, x in enumerate(images)]
-        edges, flips = torch.from_numpy(making.edges), torch.from_numpy(making.draws.flips)
+        index, edges, flips = (
+            torch.from_numpy(x) for x in (making.index, making.edges, making.draws.flips)
+        )
         return Views(
             images=images,
-            index=move(making.index),
+            index=move(index),
             key=key,
             boxes=list(move(edges).unbind(1)),
             flips=list(move(flips).unbind(1)),
-            labels=None if self.labels is None else move(self.labels[making.index]),
+            labels=None if self.labels is None else move(self.labels[index]),
             mean=self.normalize.mean,
             std=self.normalize.std,
         )
