@@ -34,6 +34,7 @@ from typing import Any
 
 from learn import cpu_seconds, mean, percent, saccade
 
+from saccade import studies
 from saccade.bench import machine, versions
 from saccade.data.detection import open_annotated
 from saccade.evals.results import read_results, write_json
@@ -62,21 +63,16 @@ class Arm:
     sets: tuple[str, ...] = ()
 
 
-TINY = (
-    *("system.framing.short=[112,120,128,136,144]", "system.framing.test_short=128"),
-    *("system.framing.longest=216", "system.anchors=[10,20,40,80,160]"),
-)
-MANY = ("system.regions=128",)  # of a picture: most proposals learn what a duplicate is
-RELATION, LEARNED = "system.head.relation=true", "system.head.dedup=learned"
+def of_study(name: str) -> dict[str, Arm]:
+    """The arms of `saccade reproduce`, from encoders that SimCLR pretrained."""
+    study = studies.get(name)
+    return {a.name: Arm(sets=(*study.system_common, *a.system_sets)) for a in study.arms}
+
+
 STUDIES = {  # the last arm is what the others are compared with
     "pretraining": {"simclr": Arm(), "moco": Arm(method="moco"), "random": Arm(random=True)},
-    "fpt-vs-fpn": {"fpt": Arm(sets=(*TINY, "system.neck=fpt")), "fpn": Arm(sets=TINY)},
-    "relation-dedup": {
-        "relation": Arm(sets=(*MANY, RELATION)),
-        "learned": Arm(sets=(*MANY, LEARNED)),
-        "relation+learned": Arm(sets=(*MANY, RELATION, LEARNED)),
-        "nms": Arm(sets=MANY),
-    },
+    "fpt-vs-fpn": of_study("fpt-vs-fpn"),
+    "relation-dedup": of_study("relation-dedup"),
 }
 
 
@@ -147,7 +143,7 @@ def run(args: argparse.Namespace, arm: str, seed: int, runs: Path) -> dict[str, 
     began, used = time.perf_counter(), cpu_seconds()
     before = pretrained(args, cfg.method, seed, runs)
     pretraining = (time.perf_counter() - began, cpu_seconds() - used)
-    out = runs / f"{args.study}-{arm}-{seed}"
+    out = runs / f"{args.study}-{arm.replace(' ', '-')}-{seed}"
     train = [
         *("train", "detect", str(args.data), "--recipe", "small", "--steps", str(args.steps)),
         *("--weights", str(before / ("initial" if cfg.random else "backbone"))),

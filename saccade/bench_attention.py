@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,16 +86,21 @@ ARMS: dict[str, Make] = {
 
 
 def run_attention(
-    *, sizes: tuple[int, ...], channels: int, batch_size: int, rounds: int
+    *,
+    sizes: tuple[int, ...],
+    channels: int,
+    batch_size: int,
+    rounds: int,
+    names: Sequence[str] = tuple(ARMS),
 ) -> dict[str, Any]:
     """Seconds and bytes of every arm at every size, and how they grow."""
     if len(sizes) < 2 or list(sizes) != sorted(set(sizes)):
         raise ValueError(f"setting sizes: {sizes}; give two or more, each larger than the last")
     if channels % 8:
         raise ValueError(f"setting channels: {channels}; choose a multiple of 8")
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ARMS}
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for side in sizes:
-        works = {name: _work(make, channels, side, batch_size) for name, make in ARMS.items()}
+        works = {name: _work(ARMS[name], channels, side, batch_size) for name in names}
         bytes_ = {name: peak(work) for name, work in works.items()}
         for name, seconds in interleave(works, rounds).items():
             row = {"size": side, "seconds": spread(seconds), "bytes": bytes_[name]}

@@ -19,17 +19,15 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 
-from . import config, evaluation, pretraining, studies
-from . import run as runs
-from .data.source import open_source
-from .errors import RunError
+from . import studies, study_runs
 from .evals.comparison import COLORS, GRAY
 from .evals.interval import Interval, over_seeds
 from .evals.results import write_json
-from .studies import Arm, Study
+from .studies import Study
 
 FILE = "study.json"
 ROW, LEFT, WIDTH, TOP, BOTTOM = 30, 250, 620, 40, 40  # pixels of the plot
+AXIS = 2.5  # end of an axis of exponents
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +77,7 @@ def reproduce(
     for seed in range(seeds):
         for arm in study.arms:
             if not any((r["arm"], r["seed"]) == (arm.name, seed) for r in report["runs"]):
-                report["runs"].append(_run(study, arm, seed, settings, out))
+                report["runs"].append(study_runs.run(study, arm, seed, settings, out))
                 write_json(out / FILE, report)
     return judge(study, [r for r in report["runs"] if r["seed"] < seeds])
 
@@ -87,7 +85,10 @@ def reproduce(
 def judge(study: Study, rows: Sequence[dict[str, Any]]) -> Reproduced:
     """The study's comparisons on the figures of its runs."""
     values = {a.name: [r["value"] for r in rows if r["arm"] == a.name] for a in study.arms}
-    controls = {a.name: [r["control"] for r in rows if r["arm"] == a.name] for a in study.arms}
+    controls = {
+        a.name: [r["control"] for r in rows if r["arm"] == a.name and r["control"] is not None]
+        for a in study.arms
+    }
     published = {a.name: a.published for a in study.arms}
     orders = []
     for better, worse in study.order:
@@ -108,7 +109,7 @@ def to_dict(found: Reproduced) -> dict[str, Any]:
             a.name: {
                 "published": a.published,
                 "ours": asdict(over_seeds(found.values[a.name])),
-                "before": asdict(over_seeds(found.controls[a.name])),
+                "before": asdict(over_seeds(own)) if (own := found.controls[a.name]) else None,
             }
             for a in found.study.arms
         },
@@ -118,51 +119,71 @@ def to_dict(found: Reproduced) -> dict[str, Any]:
 
 def tables(found: Reproduced) -> list[Table]:
     """Ours beside the paper's, and the orderings."""
-    arms = Table(title=found.study.claim, caption=f"paper: {found.study.figure}")
+    study = found.study
+    arms = Table(title=study.claim, caption=f"paper: {study.figure}")
     arms.add_column("arm", overflow="fold")
-    for name in ("paper", f"ours, {found.study.protocol}", "before training"):
+    for name in ("paper", f"ours, {what(study)}", "before training"):
         arms.add_column(name, justify="right")
-    for a in found.study.arms:
-        paper = "" if a.published is None else f"{100 * a.published:.1f}"
-        own, before = (over_seeds(v[a.name]) for v in (found.values, found.controls))
-        arms.add_row(a.name, paper, _shown(own), _shown(before))
-    orders = Table(caption="points; 95 % t-interval over seeds, paired")
-    for name in ("better in the paper", "than"):
+    for a in study.arms:
+        paper = "" if a.published is None else f"{study.unit * a.published:.1f}"
+        own, before = (_shown(study, v[a.name]) for v in (found.values, found.controls))
+        arms.add_row(a.name, paper, own, before)
+    points = "points; " if study.unit != 1 else ""
+    orders = Table(caption=f"{points}95 % t-interval over seeds, paired")
+    for name in ("larger in the paper", "than"):
         orders.add_column(name, overflow="fold")
     for name in ("paper", "ours", ""):
         orders.add_column(name, justify="right")
     for o in found.orders:
-        paper = "" if o.published is None else f"{100 * o.published:+.1f}"
-        ends = f"{100 * o.difference.low:+.1f} to {100 * o.difference.high:+.1f}"
-        ours = f"{100 * o.difference.value:+.1f} ({ends})"
-        orders.add_row(o.better, o.worse, paper, ours, o.verdict)
+        paper = "" if o.published is None else f"{study.unit * o.published:+.1f}"
+        value, low, high = (
+            f"{study.unit * x:+.1f}"
+            for x in (o.difference.value, o.difference.low, o.difference.high)
+        )
+        orders.add_row(o.better, o.worse, paper, f"{value} ({low} to {high})", o.verdict)
     return [arms, orders] if found.orders else [arms]
+
+
+def what(study: Study) -> str:
+    """What our figures are."""
+    match study.measure:
+        case "accuracy":
+            return study.protocol
+        case "system":
+            return study.metric or study.protocol
+        case "degeneracy":
+            return "likeness of queries' maps"
+        case "growth":
+            return f"growth of {study.metric}"
 
 
 def plot(found: Reproduced, path: Path) -> None:
     """A PNG: ours with its interval, the paper's figure and the untrained network, arm by arm."""
-    arms = found.study.arms
+    study, arms = found.study, found.study.arms
     sheet = Image.new("RGB", (LEFT + WIDTH + 60, TOP + ROW * len(arms) + BOTTOM), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    at = lambda value: LEFT + WIDTH * min(max(value, 0.0), 1.0)  # noqa: E731
+    top = 1.0 if study.unit != 1 else AXIS
+    at = lambda value: LEFT + WIDTH * min(max(value / top, 0.0), 1.0)  # noqa: E731
     bottom = TOP + ROW * len(arms)
-    for share in np.linspace(0, 1, 6).tolist():
+    for share in np.linspace(0, top, 6).tolist():
         pen.line((at(share), TOP, at(share), bottom), "#DDDDDD")
-        pen.text((at(share) - 14, bottom + 6), f"{100 * share:.0f} %", "black", font)
+        words = f"{100 * share:.0f} %" if study.unit != 1 else f"{share:.1f}"
+        pen.text((at(share) - 14, bottom + 6), words, "black", font)
     for i, a in enumerate(arms):
         y = TOP + ROW * (i + 0.5)
         own = over_seeds(found.values[a.name])
-        before = float(np.mean(found.controls[a.name]))
         pen.text((8, y - 8), a.name[:34], "black", font)
-        pen.line((at(before), y - 6, at(before), y + 6), GRAY, 2)
+        if found.controls[a.name]:
+            before = float(np.mean(found.controls[a.name]))
+            pen.line((at(before), y - 6, at(before), y + 6), GRAY, 2)
         pen.line((at(own.low), y, at(own.high), y), COLORS[0], 2)
         pen.ellipse((at(own.value) - 4, y - 4, at(own.value) + 4, y + 4), COLORS[0])
         if a.published is not None:
             x = at(a.published)
             pen.polygon([(x, y - 6), (x + 6, y), (x, y + 6), (x - 6, y)], None, COLORS[1], 2)
     for x, color, words in (
-        (8, COLORS[0], f"ours, {found.study.protocol}"),
-        (LEFT, COLORS[1], f"paper: {found.study.figure}"),
+        (8, COLORS[0], f"ours, {what(study)}"),
+        (LEFT, COLORS[1], f"paper: {study.figure}"),
         (LEFT + WIDTH - 100, "#666666", "| before training"),
     ):
         pen.text((x, 10), words, color, font)
@@ -183,62 +204,9 @@ def _begin(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return report
 
 
-def _run(study: Study, arm: Arm, seed: int, settings: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Pretrain one arm and measure it, before and after. A loss that is not finite is a result."""
-    folder = out / f"{arm.name.replace(' ', '-').replace(',', '')}-{seed}"
-    flags = {
-        "data": settings["data"],
-        "limit": settings["pictures"],
-        "backbone.name": arm.backbone,
-        "batch_size": arm.batch_size,
-        "steps": max(1, settings["seen"] // arm.batch_size),
-        "engine.knn_every": 0,
-        "seed": seed,
-    }
-    run = runs.assemble(
-        method=arm.method,
-        recipe="small",
-        config=None,
-        out=None,
-        flags=flags,
-        sets=[*study.common, *arm.sets],
-    )
-    stopped = ""
-    try:
-        if not pretraining.pretrain(run, folder, resume=True).finished:
-            raise KeyboardInterrupt
-    except RunError as error:  # a loss that is not finite is an outcome of a study
-        stopped = str(error)
-    control = _figure(study, folder / "initial", settings, seed)
-    value = _chance(settings) if stopped else _figure(study, folder / "backbone", settings, seed)
-    return {
-        "arm": arm.name,
-        "seed": seed,
-        "control": control,
-        "value": value,
-        "stopped": stopped,
-        "run": config.to_dict(run),
-    }
-
-
-def _figure(study: Study, weights: Path, settings: dict[str, Any], seed: int) -> float:
-    """The protocol's headline, a fraction of 1."""
-    request = evaluation.Request(
-        weights=(str(weights),),
-        data=settings["data"],
-        protocols=(study.protocol,),
-        limit=settings["pictures"],
-        seed=seed,
-        baselines=False,
-    )
-    return evaluation.evaluate(request, lambda loaded: None)[0].value
-
-
-def _chance(settings: dict[str, Any]) -> float:
-    """What an arm that stopped counts as: one over the number of classes."""
-    return 1 / len(open_source(settings["data"], split="test").classes)
-
-
-def _shown(interval: Interval) -> str:
+def _shown(study: Study, values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    interval = over_seeds(values)
     half = (interval.high - interval.low) / 2
-    return f"{100 * interval.value:.1f} ± {100 * half:.1f}"
+    return f"{study.unit * interval.value:.1f} ± {study.unit * half:.1f}"

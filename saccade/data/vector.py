@@ -47,7 +47,7 @@ def stacked(typing, picture, first, last, column, weights, group, count, out, to
                 _load(builder, _at(builder, picture, row, column), BYTES, align=1)
                 for row in (upper, lower)
             ]
-            pairs = [_interleaved(builder, *lines, half) for half in range(2)]
+            pairs = [_interleaved(builder, lines[0], lines[1], half) for half in range(2)]
             for (r, half), total in zip(cells, sums, strict=True):
                 weight = builder.load(_at(builder, weights, group, k, I64(r)))
                 _add_products(builder, total, pairs[half], _pairs(builder, weight))

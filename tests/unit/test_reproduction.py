@@ -2,10 +2,11 @@
 
 import json
 
+import masks
 import numpy as np
 import pytest
 
-from saccade import cli, reproduction, studies
+from saccade import cli, reproduction, studies, study_runs
 from saccade import run as runs
 
 
@@ -21,17 +22,20 @@ def test_every_arm_of_every_study_is_a_run(name):
     assert {n for pair in study.order for n in pair} <= set(arms)
     published = {a.name: a.published for a in study.arms}
     for better, worse in study.order:  # the paper's own figures have that order
-        assert published[better] > published[worse]
+        a, b = published[better], published[worse]
+        assert a is None or b is None or a > b
     for arm in study.arms:
+        assert bool(arm.method or arm.system) == (study.measure != "growth")
+        assert bool(arm.system) == (study.measure in ("system", "degeneracy"))
+        assert not arm.shared or arm.shared in arms
+        asked = {"config": None, "out": None, "recipe": study.recipe}
         flags = {"backbone.name": arm.backbone, "batch_size": arm.batch_size}
-        runs.assemble(
-            method=arm.method,
-            recipe="small",
-            config=None,
-            out=None,
-            flags=flags,
-            sets=[*study.common, *arm.sets],
-        )
+        if arm.method:
+            sets = [*study.common, *arm.sets]
+            runs.assemble(method=arm.method, flags=flags, sets=sets, **asked)
+        if arm.system:
+            sets = [*study.system_common, *arm.system_sets]
+            runs.assemble_train(system=arm.system, flags=flags, sets=sets, **asked)
 
 
 def rows(**values):
@@ -116,3 +120,97 @@ def test_a_study_runs_goes_on_and_says_what_holds(small, tmp_path, capsys, monke
     assert (out / "study.json").stat().st_mtime_ns == before
     assert saccade(*args[:-1], "30") == 2
     assert "holds a study with" in capsys.readouterr().err
+
+
+def arm(name, **fields):
+    return studies.Arm(name=name, batch_size=16, **fields)
+
+
+def tiny(monkeypatch, *arms, **fields):
+    study = studies.Study(claim="c", source="s", figure="f", arms=arms, **fields)
+    monkeypatch.setattr(studies, "get", lambda name: study)
+    return study
+
+
+STEM = ("backbone.stem=paper", "engine.log_every=50")
+
+
+@pytest.mark.slow
+def test_labels_alone_are_a_study_and_so_is_what_attention_has_become(small, tmp_path, monkeypatch):
+    arms = [
+        arm("wide", system="classify", backbone="nl_resnet10_w32", metric="attention"),
+        arm("few", system="classify", backbone="dnl_resnet10_w32", metric="unary", pictures=16),
+    ]
+    common = {"system_common": STEM, "order": (("few", "wide"),)}
+    tiny(monkeypatch, *arms, measure="degeneracy", **common)
+    at = {"seeds": 2, "seen": 64, "pictures": 40}
+    found = reproduction.reproduce("tiny", str(small), tmp_path / "a", **at)
+    assert found.values["few"] == pytest.approx([1, 1], abs=1e-5)  # one map for all, by definition
+    assert all(0.5 < v <= 1 + 1e-6 for v in found.values["wide"])  # hardly trained: near uniform
+    assert not found.controls["wide"]
+    rows = json.loads((tmp_path / "a" / "study.json").read_text())["runs"]
+    counts = {r["arm"]: r["runs"]["train"]["system"]["labels"]["count"] for r in rows}
+    assert counts == {"wide": 40, "few": 16}
+    tiny(
+        monkeypatch,
+        arm("one", system="classify", backbone="resnet10_w16"),
+        arm("same", system="classify", backbone="resnet10_w16", shared="one"),
+        **(common | {"order": (("one", "same"),)}),
+        measure="system",
+        protocol="classify",
+    )
+    found = reproduction.reproduce("tiny", str(small), tmp_path / "b", **at)
+    assert found.values["one"] == found.values["same"]
+    assert found.sentence == "Of 1 orderings of the paper: 1 not shown."
+    assert len(list((tmp_path / "b").glob("*-classify"))) == 2  # a shared run is run once a seed
+
+
+@pytest.mark.slow
+def test_a_method_is_carried_to_pixels_without_seeing_test_pictures(tmp_path, monkeypatch):
+    data = masks.folders(tmp_path / "data", {"train": masks.draw(16, 0), "val": masks.draw(3, 1)})
+    views = ("backbone.image_size=32", "method.views.0.size=32", "method.hidden=16", *STEM)
+    cropping = ("system.cropping.short=40", "system.cropping.size=[32,32]", *STEM)
+    tiny(
+        monkeypatch,
+        arm("pretrained", method="simclr", system="segment", backbone="resnet10_w16"),
+        arm("scratch", system="segment", backbone="resnet10_w16"),
+        order=(("pretrained", "scratch"),),
+        common=views,
+        system_common=cropping,
+        measure="system",
+        protocol="segmentation",
+        metric="mIoU",
+        seen=32,
+        system_seen=64,
+    )
+    out = tmp_path / "out"
+    found = reproduction.reproduce("tiny", str(data), out, seeds=2)
+    assert all(0 <= v <= 1 for values in found.values.values() for v in values)
+    listed = (out / "pictures.txt").read_text().split()
+    assert len(listed) == 16
+    assert all("train" in path for path in listed)
+    rows = {r["arm"]: r["runs"] for r in json.loads((out / "study.json").read_text())["runs"]}
+    assert rows["pretrained"]["pretrain"]["steps"] == 2
+    assert rows["pretrained"]["train"]["steps"] == 64 // rows["pretrained"]["train"]["batch_size"]
+    assert list(rows["scratch"]) == ["train"]
+
+
+def test_growth_needs_no_training_and_is_not_shown_as_points(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(study_runs, "SIZES", (16, 32))
+    arms = [
+        studies.Arm(name="pairs", mechanism="self-attention", published=2.0),
+        studies.Arm(name="convolution", mechanism="convolution 3x3", published=1.0),
+    ]
+    order = (("pairs", "convolution"),)
+    tiny(monkeypatch, *arms, order=order, measure="growth", metric="memory")
+    args = ["reproduce", "tiny", "--out", tmp_path / "out", "--seeds", "2"]
+    assert saccade(*args, "--plot", tmp_path / "p.png", "--json", "-") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["orders"][0]["verdict"] == "holds"
+    assert said["arms"]["convolution"]["ours"]["value"] == pytest.approx(1, abs=0.1)
+    assert said["arms"]["pairs"]["ours"]["value"] > 1.5  # the map itself is linear
+    assert said["arms"]["pairs"]["before"] is None
+    assert saccade(*args) == 0
+    table = capsys.readouterr().out
+    assert "growth of memory" in table
+    assert "points" not in table
