@@ -40,6 +40,7 @@ class Step:
     loss: Tensor
     logs: dict[str, Tensor] = field(default_factory=dict)
     features: Tensor | None = None  # [B, D] detached representation of one view: health reads it
+    outputs: Tensor | None = None  # [B, K] detached, what the loss compares: constant in collapse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -405,6 +406,7 @@ class Method(Task, Generic[E]):
     """A pretraining task for one kind of encoder."""
 
     encoder: E  # what trains
+    remedy: ClassVar[str] = "lower optim.lr"  # what is said where a run collapses
 
     def kept(self) -> Backbone:
         """What the user takes home: the encoder, or the teacher where the paper keeps that."""

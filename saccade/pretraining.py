@@ -88,7 +88,7 @@ def pretrain(run: Run, out: Path, *, resume: bool = False, overwrite: bool = Fal
             stage.announce(run, out, f"{len(train)} pictures", bad)
             _announce_channels(run)
         method = place(run, method, device)
-        health = Health()
+        health = Health(remedy=method.remedy)
         ended = fit(
             method,
             loader,

@@ -54,6 +54,7 @@ ANYTHING |= {
     "searching",
     "cli_bench",
     "reproduction",
+    "study_runs",
     "cli_report",
     "cli_labels",
     "propagating",

@@ -107,7 +107,7 @@ def fit(
                 values = {"loss": dist.mean(done.loss).item(), "lr": lr}
                 values |= {k: dist.mean(v.float()).item() for k, v in done.logs.items()}
                 values |= {"gradient_norm": norm.item() if norm is not None else 0.0}
-                values |= health.look(done.features)
+                values |= health.look(done.features, done.outputs)
                 recorder.step(clock, values, (step + 1 - start) * batch_size, loader.wait)
                 for text in health.warnings():
                     recorder.event(clock, {"warning": text})

@@ -4,6 +4,9 @@ feature_std: standard deviation of unit features over pictures, times sqrt(D): 1
 spread evenly over the sphere, 0 for a constant (Chen & He 2021, arXiv:2011.10566, section 4).
 rankme: effective rank of the feature matrix (Garrido et al. 2023, arXiv:2210.02885).
 uniformity: 0 for a constant feature, the lower the more even (Wang & Isola 2020, arXiv:2005.10242).
+output_std: root mean square distance of unit vectors from their mean, of what a method's loss
+compares, projections or a teacher's probabilities: 0 for a constant, 1 far apart. It falls long
+before the features of a network with batch norm do, and counts where it is low twice in a row.
 """
 
 from __future__ import annotations
@@ -15,11 +18,12 @@ import torch
 from torch import Tensor
 
 from ..nn import dist
-from ..nn.functional import feature_std, rankme, uniformity
+from ..nn.functional import deviation, feature_std, rankme, uniformity
 
 ROWS = 1024  # features that RankMe looks at: the newest ones
 COLLAPSED_STD = 0.01
 COLLAPSED_RANK = 1.5
+COLLAPSED_OUTPUT = 0.05
 STARVED = 0.3  # share of the time spent waiting for data
 
 
@@ -27,13 +31,15 @@ STARVED = 0.3  # share of the time spent waiting for data
 class Health:
     """Watches features and losses of a run; `verdict` says in words how it stands."""
 
+    remedy: str = "lower optim.lr"
     kept: list[Tensor] = field(default_factory=list)  # newest features, on the CPU
     last: dict[str, float] = field(default_factory=dict)
     waits: list[float] = field(default_factory=list)
     warned: set[str] = field(default_factory=set)
+    low: int = 0  # looks in a row that found outputs nearly constant
 
     @torch.no_grad()
-    def look(self, features: Tensor | None) -> dict[str, float]:
+    def look(self, features: Tensor | None, outputs: Tensor | None = None) -> dict[str, float]:
         """Figures of the newest features over all ranks; empty where a method gives none."""
         if features is None:
             return {}
@@ -45,35 +51,42 @@ class Health:
             "rankme": rankme(recent).item(),
             "uniformity": uniformity(rows).item(),
         }
+        if outputs is not None:
+            spread = deviation(dist.gather_frozen(outputs)).item()
+            self.last["output_std"] = spread
+            self.low = self.low + 1 if spread < COLLAPSED_OUTPUT else 0
         return self.last
 
     def warnings(self) -> list[str]:
         """Sentences about what has newly gone wrong; each kind is said once."""
-        found = {}
-        if self.last and self.last["feature_std"] < COLLAPSED_STD:
-            found["std"] = (
-                f"warning: features are nearly constant (feature_std {self.last['feature_std']:.4f}"
-                f" < {COLLAPSED_STD}): the run has collapsed; lower optim.lr or check the teacher"
-            )
-        if self.last and self.last["rankme"] < COLLAPSED_RANK:
-            found["rank"] = (
-                f"warning: features span one direction (rankme {self.last['rankme']:.2f}"
-                f" < {COLLAPSED_RANK}): the run has collapsed; lower optim.lr or check the teacher"
-            )
-        new = [text for kind, text in found.items() if kind not in self.warned]
-        self.warned |= found.keys()
-        return new
+        new = [(name, words) for name, words in self._collapsed() if name not in self.warned]
+        self.warned |= {name for name, _ in new}
+        return [f"warning: {words}: the run has collapsed; {self.remedy}" for _, words in new]
 
     def verdict(self, wait: float) -> str:
         """One sentence for the end of a run; `wait` is the share of time spent on data."""
         if not self.last:
             return "health: this method shows no features"
-        std, rank = self.last["feature_std"], self.last["rankme"]
-        figures = f"feature_std {std:.3f}, rankme {rank:.1f}"
-        if std < COLLAPSED_STD or rank < COLLAPSED_RANK:
-            return f"health: collapsed ({figures}); do not use these weights"
+        figures = f"feature_std {self.last['feature_std']:.3f}, rankme {self.last['rankme']:.1f}"
+        if "output_std" in self.last:
+            figures += f", output_std {self.last['output_std']:.3f}"
+        if self._collapsed():
+            return f"health: collapsed ({figures}); do not use these weights: {self.remedy}"
         starved = f"; {100 * wait:.0f}% of the time went into waiting for data: raise workers"
         return f"health: no collapse ({figures})" + (starved if wait > STARVED else "")
+
+    def _collapsed(self) -> list[tuple[str, str]]:
+        """Figures below their limits, and what that means."""
+        limits = (
+            ("feature_std", COLLAPSED_STD, "features are nearly constant"),
+            ("rankme", COLLAPSED_RANK, "features span one direction"),
+            ("output_std", COLLAPSED_OUTPUT, "what the loss compares is nearly constant"),
+        )
+        return [
+            (name, f"{words} ({name} {self.last[name]:.4f} < {limit})")
+            for name, limit, words in limits
+            if self.last.get(name, limit) < limit and (name != "output_std" or self.low > 1)
+        ]
 
 
 class FirstBad:

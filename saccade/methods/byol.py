@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core import Backbone, Clock, Method, Step, View, Views
 from ..nn.functional import cosine_ramp, feature_std
@@ -35,11 +35,14 @@ COLOR = (0.4, 0.4, 0.2, 0.1)
 
 
 class BYOL(Method[Backbone]):
+    remedy = "keep method.predict=true and method.momentum near .99, or lower optim.lr"
+
     @dataclass(frozen=True, kw_only=True)
     class Config:
         hidden: int = 4096
         dim: int = 256
-        momentum: float = 0.996  # at the start; 1 at the end
+        momentum: float = 0.996  # at the start; 1 at the end; 0: the teacher is the student
+        predict: bool = True  # without a predictor, and with momentum=0, it collapses
         views: tuple[View, ...] = (
             View(interpolation="bicubic", strength=COLOR, blur=1.0),
             View(interpolation="bicubic", strength=COLOR, blur=0.1, solarize=0.2),
@@ -52,7 +55,8 @@ class BYOL(Method[Backbone]):
         self.cfg = cfg
         self.encoder = encoder
         self.projector = biasless_mlp(encoder.dim, cfg.hidden, cfg.dim, last_norm=False)
-        self.predictor = biasless_mlp(cfg.dim, cfg.hidden, cfg.dim, last_norm=False)
+        predictor = biasless_mlp(cfg.dim, cfg.hidden, cfg.dim, last_norm=False)
+        self.predictor = predictor if cfg.predict else nn.Identity()
         self.teacher = Ema(encoder)
         without_drop_path(self.teacher)
         self.teacher_projector = Ema(self.projector)
@@ -65,7 +69,7 @@ class BYOL(Method[Backbone]):
         z_a = self.teacher_projector(self.teacher(a))
         z_b = self.teacher_projector(self.teacher(b))
         loss = distance(q_a, z_b) + distance(q_b, z_a)
-        return Step(loss, {"spread": feature_std(z_a)}, h_a.detach())
+        return Step(loss, {"spread": feature_std(z_a)}, h_a.detach(), z_a)
 
     def after_update(self, clock: Clock) -> None:
         momentum = cosine_ramp(self.cfg.momentum, 1.0, clock.progress)

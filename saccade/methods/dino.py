@@ -28,6 +28,8 @@ COLOR = (0.4, 0.4, 0.2, 0.1)
 
 
 class DINO(Method[Backbone]):
+    remedy = "keep method.center_momentum near .9, lower method.teacher_temperature or optim.lr"
+
     center: Tensor  # [K]
 
     @dataclass(frozen=True, kw_only=True)
@@ -85,7 +87,7 @@ class DINO(Method[Backbone]):
         self.center.lerp_(mean(target.mean((0, 1))), 1 - self.cfg.center_momentum)
         entropy = torch.special.entr(p).sum(-1).mean()
         logs = {"teacher_entropy": entropy, "teacher_gap": loss.detach() - entropy}  # gap: mean KL
-        return Step(loss, logs, seen[: len(batch.index)])
+        return Step(loss, logs, seen[: len(batch.index)], p[0])
 
     def before_update(self, clock: Clock) -> None:
         if clock.epoch < self.cfg.freeze_last_layer:

@@ -42,6 +42,8 @@ MASKED_CROPS = 0.5  # share of the global crops of a batch
 
 
 class DINOv2(Method[PatchBackbone]):
+    remedy = "lower method.teacher_temperature or optim.lr"
+
     @dataclass(frozen=True, kw_only=True)
     class Config:
         hidden: int = 2048
@@ -116,7 +118,7 @@ class DINOv2(Method[PatchBackbone]):
             "patch_loss": inside.detach(),
             "koleo": apart.detach(),
         }
-        return Step(match + inside + cfg.koleo_weight * apart, logs, seen[:b])
+        return Step(match + inside + cfg.koleo_weight * apart, logs, seen[:b], q[0])
 
     def choose(self, key: Int[Tensor, "b"], grid: tuple[int, int]) -> Bool[Tensor, "m n"]:
         """The masked patches of both global crops, those of the first one first."""

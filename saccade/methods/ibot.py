@@ -37,6 +37,8 @@ STUDENT_TEMPERATURE, FIRST_TEACHER_TEMPERATURE, CENTER_MOMENTUM = 0.1, 0.04, 0.9
 
 
 class IBOT(Method[PatchBackbone]):
+    remedy = "lower method.teacher_temperature or optim.lr"
+
     center: Tensor  # [K] of CLS tokens
     patch_center: Tensor  # [K]
 
@@ -118,7 +120,7 @@ class IBOT(Method[PatchBackbone]):
             "patch_loss": inside.detach(),
             "masked": mask.float().mean(),
         }
-        return Step(cfg.weights[0] * match + cfg.weights[1] * inside, logs, seen[:b])
+        return Step(cfg.weights[0] * match + cfg.weights[1] * inside, logs, seen[:b], p[0])
 
     def choose(self, key: Int[Tensor, "b"], grid: tuple[int, int]) -> Bool[Tensor, "m n"]:
         """The masked patches of both global crops, those of the first one first."""

@@ -73,7 +73,7 @@ class MoBY(Method[Backbone]):
         one, hits = self.contrast(q_a, k_b, self.queue_b)
         two, _ = self.contrast(q_b, k_a, self.queue_a)
         self.fresh = gather_frozen(k_a), gather_frozen(k_b)
-        return Step(one + two, {"accuracy": hits}, h_a.detach())
+        return Step(one + two, {"accuracy": hits}, h_a.detach(), k_a)
 
     def predict(self, h: Float[Tensor, "b h"]) -> Float[Tensor, "b d"]:
         return self.predictor(self.projector(h)).float()

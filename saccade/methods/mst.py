@@ -68,6 +68,8 @@ class Decoder(nn.Module):
 
 
 class MST(Method[PatchBackbone]):
+    remedy = "lower method.teacher_temperature or optim.lr"
+
     center: Tensor  # [K]
 
     @dataclass(frozen=True, kw_only=True)
@@ -147,7 +149,7 @@ class MST(Method[PatchBackbone]):
             "restore_loss": restore.detach(),
             "masked": mask.float().mean(),
         }
-        return Step(match + cfg.restore_weight * restore, logs, seen[:b])
+        return Step(match + cfg.restore_weight * restore, logs, seen[:b], p[0])
 
     def restore(
         self, whole: Float[Tensor, "m c H W"], mask: Bool[Tensor, "m n"]

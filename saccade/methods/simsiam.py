@@ -23,6 +23,8 @@ from ..recipe import CIFAR_MEAN, CIFAR_STD, BackboneConfig, Normalize, Optim, Re
 
 
 class SimSiam(Method[Backbone]):
+    remedy = "lower optim.lr, or choose byol: its slow teacher is steadier"
+
     @dataclass(frozen=True, kw_only=True)
     class Config:
         dim: int = 2048  # of the projection and of the projector's hidden layers
@@ -45,7 +47,7 @@ class SimSiam(Method[Backbone]):
         z_a, z_b = self.projector(h_a), self.projector(h_b)  # [B, D]
         p_a, p_b = self.predictor(z_a), self.predictor(z_b)
         loss = -(agreement(p_a, z_b) + agreement(p_b, z_a)) / 2
-        return Step(loss, {"spread": feature_std(z_a)}, h_a.detach())
+        return Step(loss, {"spread": feature_std(z_a)}, h_a.detach(), z_a.detach())
 
     def groups(self) -> Iterable[Group]:
         ours = [(n, p) for n, p in self.named_parameters() if p.requires_grad]

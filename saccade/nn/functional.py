@@ -109,6 +109,13 @@ def knn_vote(
 
 
 @torch.no_grad()
+def deviation(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    """Root mean square distance of unit rows from their mean: 0 for a constant, 1 far apart."""
+    mean = F.normalize(x.float(), dim=1).mean(0)
+    return (1 - mean.square().sum()).clamp_min(0).sqrt()
+
+
+@torch.no_grad()
 def feature_std(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     """Spread of the directions of rows: 0 when all agree, 1 when they fill all d axes alike.
 

@@ -27,6 +27,26 @@ def test_constant_features_are_called_collapsed_once():
     assert "collapsed" in health.verdict(0.0)
 
 
+def test_constant_outputs_are_collapse_though_features_are_spread():
+    """Twice in a row: a fresh network's outputs are often alike."""
+    torch.manual_seed(0)
+    health = Health(remedy="do this")
+    alike = torch.ones(64, 8) + 0.01 * torch.randn(64, 8)
+    values = health.look(torch.randn(64, 16), alike)
+    unit = alike / alike.norm(dim=1, keepdim=True)
+    want = (unit - unit.mean(0)).square().sum(1).mean().sqrt()
+    assert values["output_std"] == pytest.approx(want.item(), abs=1e-4)
+    assert health.warnings() == []
+    health.look(torch.randn(64, 16), alike)
+    (said,) = health.warnings()
+    assert "what the loss compares is nearly constant" in said
+    assert said.endswith("do this")
+    assert "do this" in health.verdict(0.0)
+    health.look(torch.randn(64, 16), torch.eye(8).repeat(8, 1))  # eight far apart
+    assert health.last["output_std"] == pytest.approx((7 / 8) ** 0.5)
+    assert "no collapse" in health.verdict(0.0)
+
+
 def test_a_starved_model_is_said():
     health = Health()
     health.look(torch.randn(64, 16))

@@ -9,7 +9,7 @@ from toys import CLOCK, ConvNet, Pixels, batch_for, build, noise, train, views
 
 from saccade.core import Clock, View
 from saccade.methods.byol import BYOL, RECIPES, distance
-from saccade.nn.functional import cosine_ramp
+from saccade.nn.functional import cosine_ramp, deviation
 from saccade.nn.parts import Ema
 
 
@@ -118,6 +118,26 @@ def test_a_collapsed_network_shows_no_spread():
     step = task(views(x, x), CLOCK)
     assert step.loss.item() == pytest.approx(0, abs=1e-6)
     assert step.logs["spread"] == pytest.approx(0, abs=1e-5)
+
+
+def test_without_a_predictor_and_a_teacher_the_outputs_become_constant():
+    """The trivial solution; with a predictor the same steps keep the outputs apart."""
+    left = {}
+    for predict in (True, False):
+        torch.manual_seed(0)
+        cfg = BYOL.Config(hidden=32, dim=8, momentum=0.0, predict=predict)
+        task = BYOL(cfg, ConvNet())
+        optimizer = torch.optim.SGD(task.parameters(), lr=0.2, momentum=0.9)
+        pictures = torch.rand(32, 3, 8, 8)
+        for _ in range(80):
+            noisy = (pictures + 0.1 * torch.randn_like(pictures) for _ in range(2))
+            step = task(views(*noisy), CLOCK)
+            optimizer.zero_grad()
+            step.loss.backward()
+            optimizer.step()
+            task.after_update(CLOCK)
+        left[predict] = deviation(step.outputs).item()
+    assert left[False] < 0.05 < left[True]
 
 
 def test_the_papers_two_views_differ_in_blur_and_solarization():
