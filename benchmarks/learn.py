@@ -75,6 +75,45 @@ def small(steps: int, *sets: str, labels: bool = False) -> Arm:
     )
 
 
+def vit(*sets: str) -> Arm:
+    """An arm of a small ViT that compares views."""
+    return Arm(
+        backbone="vit_pico_patch4_32",
+        steps=2400,
+        batch_size=64,
+        wanted=0.08,
+        sets=(WARM, *CROPS_2, "backbone.drop_path=0", *ADAM, "optim.lr=0.001", *sets),
+    )
+
+
+def masked(backbone: str, *sets: str) -> Arm:
+    """An arm of a small ViT that fills in patches, judged by a linear classifier."""
+    return Arm(
+        backbone=backbone,
+        steps=2800,
+        batch_size=128,
+        protocols=("knn-dino", "logistic"),
+        headline="logistic",
+        wanted=0.08,
+        sets=("optim.lr=0.002", "optim.lr_rule=none", "optim.schedule.warmup_epochs=1", *sets),
+    )
+
+
+KEYS = (
+    *("method.hidden=512", "method.queue_size=1024", "method.momentum=0.9", "method.splits=1"),
+    "method.temperature=0.1",
+)
+KEYS_OF_VIT = (
+    "method.hidden=512",
+    "method.dim=128",
+    "method.queue_size=1024",
+    "method.momentum=0.9",
+)
+DINO_OF_VIT = (
+    *("method.hidden=512", "method.bottleneck=64", "method.prototypes=512"),
+    "method.momentum=0.97",
+)
+
 ARMS = {
     "simclr": Arm(
         backbone="resnet10_w32",
@@ -168,6 +207,22 @@ ARMS = {
         *("method.predictor_hidden=512", "method.queue_size=2048"),
     ),
     "supcon": small(800, CROPS, *GENTLE, *ADAM, "method.hidden=512", "limit=20000", labels=True),
+    # Never run: settings as those of the nearest relative above.
+    "simclr_v2": small(500, CROPS, *SGD, "method.temperature=0.2"),
+    "infomin": small(1600, CROPS, *KEYS, *ADAM),
+    "clsa": small(1200, *CROPS_2, *KEYS, *ADAM),
+    "pic": small(2400, CROPS, *GENTLE, *SGD),
+    "moby": vit(*KEYS_OF_VIT),
+    "ibot": vit(*DINO_OF_VIT),
+    "dinov2": vit(*DINO_OF_VIT),
+    "mst": vit(*DINO_OF_VIT),
+    "simmim": masked("vit_pico_patch4_32"),
+    "mlm": masked("vit_pico_patch4_32"),
+    "data2vec": masked("vit_pico_patch4_32", "method.momentum=0.99"),
+    "ijepa": masked(
+        *("vit_pico_patch4_gap_32", "method.predictor_dim=96", "method.predictor_depth=2"),
+        *("method.predictor_heads=3", "method.momentum=0.99"),
+    ),
 }
 PICTURES = 20_000  # of training
 WORKERS = 2

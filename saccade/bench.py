@@ -56,12 +56,16 @@ class Passes:
 NONE, ONE, BOTH, ALL = slice(0, 0), slice(0, 1), slice(0, 2), slice(0, None)
 PASSES = {
     **dict.fromkeys(
-        ("barlow_twins", "end_to_end", "nnclr", "simclr", "simsiam", "supcon", "vicreg"),
+        (
+            *("barlow_twins", "end_to_end", "nnclr", "simclr", "simclr_v2"),
+            *("simsiam", "supcon", "vicreg"),
+        ),
         Passes(BOTH, NONE),
     ),
     **dict.fromkeys(("moco", "infomin"), Passes(ONE, slice(1, 2))),
     **dict.fromkeys(("byol", "moby", "moco_v3", "pixcontrast", "pixpro"), Passes(BOTH, BOTH)),
-    **dict.fromkeys(("memory_bank", "moco_bank", "pic"), Passes(ONE, NONE)),
+    **dict.fromkeys(("exemplar_cnn", "memory_bank", "moco_bank", "pic"), Passes(ONE, NONE)),
+    "clsa": Passes(slice(1, None), ONE),  # the key is as large as the query
     **dict.fromkeys(("dino", "dinov2", "ibot", "mst"), Passes(ALL, BOTH)),
     "swav": Passes(ALL, NONE),
     # Of whole pictures: MAE itself encodes a quarter, I-JEPA and CAE a part.
@@ -235,7 +239,7 @@ def _pictures(views: tuple[View, ...], batch_size: int) -> Views:
     index = torch.arange(batch_size, device=this_device())
     sizes = [view.size for view in views for _ in range(view.count)]
     images = [torch.randn(batch_size, 3, s, s, device=index.device) for s in sizes]
-    return Views(images=images, index=index, key=keys(0, 0, index))
+    return Views(images=images, index=index, key=keys(0, 0, index), labels=index % 10)
 
 
 def _arms(method: str, cfg: Any, encoder: Backbone, batch: Views) -> dict[str, Work]:
