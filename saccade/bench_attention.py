@@ -4,14 +4,18 @@ Every arm takes the same map and gives one of the same shape, forward and backwa
 in turn. `memory` is the most that was alive above weights and input at any time: on a GPU the
 allocator's own figure; on a CPU the sum of all living results of torch's operations, without what
 an operation keeps to itself while it runs. `growth` is the exponent of each in the number of
-positions, between the two largest maps: 1 is linear, 2 is all pairs.
+positions, between the two largest maps: 1 is linear, 2 is all pairs. Peers are the layers of timm
+and, where it is installed, lambda-networks with the same weights and the same arithmetic; `beside`
+is our time over theirs, of each size the median over the rounds.
 """
 
 from __future__ import annotations
 
 import datetime
 import math
+import statistics
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +39,7 @@ from .bench import Work, interleave, machine, spread
 from .bench_memory import peak
 from .engine.distributed import device as this_device
 
-HEADS = 4
+HEADS, DEPTH, SCOPE = 4, 16, 23
 # Pixels of the picture.
 PANEL, MARGIN, LEGEND = 420, 60, 190
 COLORS = (
@@ -85,6 +89,42 @@ ARMS: dict[str, Make] = {
 }
 
 
+def peers() -> dict[str, tuple[str, Make]]:
+    """Public layers: the arm they are the twin of, and how they are made."""
+    from timm.layers.global_context import GlobalContext as TimmContext
+    from timm.layers.lambda_layer import LambdaLayer as TimmLambda
+    from timm.layers.non_local_attn import NonLocalAttn
+
+    def timm_lambda(c: int, **scope: Any) -> nn.Module:
+        return TimmLambda(c, num_heads=HEADS, dim_head=DEPTH, **scope)
+
+    found: dict[str, tuple[str, Make]] = {
+        "timm lambda 23x23": ("lambda 23x23", lambda c, side: timm_lambda(c, r=SCOPE)),
+        "timm lambda global": (
+            "lambda global",
+            lambda c, side: timm_lambda(c, r=None, feat_size=(side, side)),
+        ),
+        "timm non-local": ("non-local", lambda c, side: NonLocalAttn(c, rd_channels=c // 2)),
+        "timm global context": (
+            "global context",
+            lambda c, side: TimmContext(
+                c, fuse_add=True, fuse_scale=False, rd_channels=c // 16 or 1
+            ),
+        ),
+    }
+    if find_spec("lambda_networks"):
+        from lambda_networks import LambdaLayer as PublicLambda  # type: ignore[import-untyped]
+
+        def public(c: int, **scope: Any) -> nn.Module:
+            return PublicLambda(c, dim_out=c, dim_k=DEPTH, heads=HEADS, dim_u=1, **scope)
+
+        found |= {
+            "lambda-networks 23x23": ("lambda 23x23", lambda c, side: public(c, r=SCOPE)),
+            "lambda-networks global": ("lambda global", lambda c, side: public(c, n=side)),
+        }
+    return found
+
+
 def run_attention(
     *,
     sizes: tuple[int, ...],
@@ -92,19 +132,27 @@ def run_attention(
     batch_size: int,
     rounds: int,
     names: Sequence[str] = tuple(ARMS),
+    beside: bool = False,
 ) -> dict[str, Any]:
-    """Seconds and bytes of every arm at every size, and how they grow."""
+    """Seconds and bytes of every arm at every size, and how they grow; `beside` adds peers."""
     if len(sizes) < 2 or list(sizes) != sorted(set(sizes)):
         raise ValueError(f"setting sizes: {sizes}; give two or more, each larger than the last")
     if channels % 8:
         raise ValueError(f"setting channels: {channels}; choose a multiple of 8")
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    others = {k: v for k, v in peers().items() if v[0] in names} if beside else {}
+    makes = {name: ARMS[name] for name in names} | {k: make for k, (_, make) in others.items()}
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in makes}
+    ratios: dict[str, list[float]] = {f"{own} / {k}": [] for k, (own, _) in others.items()}
     for side in sizes:
-        works = {name: _work(ARMS[name], channels, side, batch_size) for name in names}
+        works = {name: _work(make, channels, side, batch_size) for name, make in makes.items()}
         bytes_ = {name: peak(work) for name, work in works.items()}
-        for name, seconds in interleave(works, rounds).items():
+        times = interleave(works, rounds)
+        for name, seconds in times.items():
             row = {"size": side, "seconds": spread(seconds), "bytes": bytes_[name]}
             rows[name].append(row)
+        for k, (own, _) in others.items():
+            pairs = zip(times[own], times[k], strict=True)
+            ratios[f"{own} / {k}"].append(statistics.median(a / b for a, b in pairs))
     settings = {
         "sizes": sizes,
         "channels": channels,
@@ -119,6 +167,7 @@ def run_attention(
         "versions": {"torch": torch.__version__, "saccade": __version__},
         "settings": settings,
         "arms": {name: {"rows": r, "growth": growth(r)} for name, r in rows.items()},
+        "beside": ratios,
     }
 
 
@@ -168,6 +217,14 @@ def show(found: dict[str, Any]) -> None:
         exponents = f"{arm['growth']['time']:.2f}  {arm['growth']['memory']:.2f}"
         view.add_row(name, *cells, exponents)
     Console().print(view)
+    if found["beside"]:
+        view = Table(title="our time / theirs", caption="the same weights, medians of the rounds")
+        view.add_column("ours / theirs")
+        for side in settings["sizes"]:
+            view.add_column(f"{side} x {side}", justify="right")
+        for name, values in found["beside"].items():
+            view.add_row(name, *(f"{value:.2f}" for value in values))
+        Console().print(view)
 
 
 def plot(found: dict[str, Any], path: Path) -> None:

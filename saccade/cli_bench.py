@@ -51,10 +51,13 @@ def bench_attention(
     channels: Annotated[int, typer.Option(min=8)] = 64,
     batch_size: Annotated[int, typer.Option(min=1)] = 2,
     rounds: Annotated[int, typer.Option(min=1)] = 5,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Beside the layers of timm and lambda-networks.")
+    ] = False,
     plot: Annotated[str, typer.Option(help="Draw the figures into a .png file.")] = "",
     json_out: JsonOut = "",
 ) -> None:
     """Time and memory of attention, convolution and lambda layers as the map grows."""
     from .commands import run_bench_attention
 
-    run_bench_attention(sizes, channels, batch_size, rounds, plot, json_out)
+    run_bench_attention(sizes, channels, batch_size, rounds, plot, json_out, peers=peers)

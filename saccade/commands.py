@@ -334,10 +334,21 @@ def run_bench_step(
 
 
 def run_bench_attention(
-    sizes: str, channels: int, batch_size: int, rounds: int, plot: str, json_out: str
+    sizes: str,
+    channels: int,
+    batch_size: int,
+    rounds: int,
+    plot: str,
+    json_out: str,
+    *,
+    peers: bool = False,
 ) -> None:
     found = bench_attention.run_attention(
-        sizes=_whole(sizes), channels=channels, batch_size=batch_size, rounds=rounds
+        sizes=_whole(sizes),
+        channels=channels,
+        batch_size=batch_size,
+        rounds=rounds,
+        beside=peers,
     )
     if plot:
         bench_attention.plot(found, Path(plot))

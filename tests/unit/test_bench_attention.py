@@ -6,7 +6,7 @@ from PIL import Image
 
 from saccade.attention import NonLocal
 from saccade.attention.feature_pyramid_transformer import CrossAttention
-from saccade.bench_attention import ARMS, SelfAttention, growth, plot, run_attention
+from saccade.bench_attention import ARMS, SelfAttention, growth, peers, plot, run_attention
 from saccade.bench_memory import Living, peak
 from saccade.commands import run_bench_attention
 
@@ -28,6 +28,26 @@ def test_a_picture_shows_all_curves(found, tmp_path):
     plot(found, tmp_path / "x.png")
     with Image.open(tmp_path / "x.png") as picture:
         assert len(picture.convert("RGB").getcolors(10**6)) > len(ARMS)
+
+
+@pytest.mark.filterwarnings("ignore:torch.meshgrid")  # lambda-networks
+def test_peers_have_our_weights_and_stand_beside_their_twins():
+    """Weights, but for the bias of their lambda convolutions."""
+    count = lambda layer: sum(p.numel() for p in layer.parameters())  # noqa: E731
+    for name, (own, make) in peers().items():
+        bias = 16 if "23x23" in name else 0
+        assert count(make(32, 6)) == count(ARMS[own](32, 6)) + bias
+    names = ("global context", "lambda global")
+    found = run_attention(
+        sizes=(4, 6), channels=16, batch_size=1, rounds=1, names=names, beside=True
+    )
+    assert set(found["beside"]) == {
+        "global context / timm global context",
+        "lambda global / timm lambda global",
+        "lambda global / lambda-networks global",
+    }
+    assert all(len(v) == 2 and min(v) > 0 for v in found["beside"].values())
+    assert found["arms"].keys() > set(names)
 
 
 def test_growth_is_the_exponent_in_positions():
