@@ -14,6 +14,7 @@ LABELS = {  # in the order of the page; other figures follow by name
     "online_knn": "online kNN, share of test pictures right",
     "rankme": "RankMe: effective rank of the features",
     "feature_std": "spread of the features: 1 even, 0 collapsed",
+    "output_std": "spread of what the loss compares: 1 far apart, 0 collapsed",
     "uniformity": "uniformity: lower is more even",
     "lr": "learning rate",
     "gradient_norm": "gradient norm",

@@ -69,7 +69,8 @@ def said_health(run: RunFiles) -> str:
     names = ("feature_std", "rankme", "uniformity")
     seen = next((r for r in reversed(run.rows) if all(name in r for name in names)), None)
     warned = [str(r["warning"]) for r in run.rows if "warning" in r]
-    said = Health(last={name: seen[name] for name in names} if seen else {}).verdict(wait)
+    shown = (*names, "output_std")
+    said = Health(last={k: seen[k] for k in shown if k in seen} if seen else {}).verdict(wait)
     return "; ".join([said, *warned[-1:]])
 
 
