@@ -37,7 +37,7 @@ def run(study: Study, arm: Arm, seed: int, settings: dict[str, Any], out: Path) 
     try:
         folder, row["runs"] = _trained(study, arm, seed, settings, out, name)
     except RunError as error:
-        return row | {"value": _chance(study, settings), "stopped": str(error)}
+        return row | {"value": _chance(arm, settings), "stopped": str(error)}
     if study.measure == "accuracy":
         before = folder / "initial"
         row["control"] = _accuracy(study, arm, before, settings, seed) if before.is_dir() else None
@@ -189,8 +189,8 @@ def _growth(study: Study, arm: Arm) -> float:
     return float(found["arms"][arm.mechanism]["growth"][study.metric])
 
 
-def _chance(study: Study, settings: dict[str, Any]) -> float:
+def _chance(arm: Arm, settings: dict[str, Any]) -> float:
     """What an arm that stopped counts as: one over the number of classes, or nothing found."""
-    if study.measure != "accuracy":
+    if arm.system in ("detect", "segment"):
         return 0.0
     return 1 / len(open_source(settings["data"], split="test").classes)
