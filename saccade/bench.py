@@ -9,7 +9,8 @@ to encoding whole pictures. No arm counts the loading of pictures.
 
 One thread of a CPU is timed by the processor time of the process, which other work on the machine
 does not stretch; anything else by the clock on the wall. `bytes` is the most that was alive at any
-time of a step, above weights, momenta and pictures (see `bench_memory`).
+time of a step, above weights, momenta and pictures (see `bench_memory`); `held` what a method keeps
+beside its encoders, part by part: heads, queues, a bank or a classifier of `images` pictures.
 """
 
 from __future__ import annotations
@@ -94,18 +95,23 @@ def run_step(
     rounds: int = 10,
     backbone: str = "",
     recipe: str = "",
+    images: int = 0,
 ) -> dict[str, Any]:
     """Seconds of every arm in every round, bytes of every arm, and ratios, ready for JSON.
 
     A convolutional encoder is timed in both memory layouts; the engine trains in channels-last.
     Ratios are medians over the rounds, between quartiles, in the better layout of each side.
-    Without a recipe the method is as in its paper, around a ResNet-18 at 64 pixels.
+    Without a recipe the method is as in its paper, around a ResNet-18 at 64 pixels. A bank of
+    features or a classifier of pictures has room for `images`; 0: for one batch.
     """
+    if images and images < batch_size:
+        raise ValueError(f"setting images: {images} is below batch_size={batch_size}; give more")
     if method not in PASSES:
         raise ValueError(f"setting method: no bench for {method!r}{suggest(method, PASSES)}")
     torch.manual_seed(0)
     name = named(method, backbone, image_size, recipe)
-    cfg, encoder = _counted(fitted(method, name, recipe), batch_size), backbones.create(name)
+    cfg, encoder = fitted(method, name, recipe), backbones.create(name)
+    cfg = _counted(cfg, images or batch_size)
     arms = _arms(method, cfg, encoder, _pictures(cfg.views, batch_size))
     return {
         "bench": "step",
@@ -117,18 +123,30 @@ def run_step(
             "batch_size": batch_size,
             "rounds": rounds,
             "recipe": recipe,
+            "images": images or batch_size,
             "clock": "process" if _single() else "wall",
             "method_config": asdict(cfg),
             "optim": asdict(OPTIM),
         },
         "machine": machine(),
         "versions": versions(),
+        "held": _held(methods.get(method)(cfg, copy.deepcopy(encoder))),
         **_measured(arms, rounds),
     }
 
 
+def _held(task: Method) -> dict[str, int]:
+    """Bytes of what a method keeps beside its encoders, by part, largest first."""
+    found: dict[str, int] = {}
+    for name, tensor in task.state_dict().items():
+        part = name.partition(".")[0]
+        if part not in ("encoder", "teacher"):
+            found[part] = found.get(part, 0) + tensor.numel() * tensor.element_size()
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
 def _counted(cfg: Any, images: int) -> Any:
-    """A bank of features, or a classifier of pictures, has room for one batch."""
+    """A bank of features, or a classifier of pictures, has room for so many."""
     return replace(cfg, images=images) if "images" in {f.name for f in fields(cfg)} else cfg
 
 
@@ -376,6 +394,9 @@ def show(found: dict[str, Any]) -> None:
             size = f"{row['bytes'] / 1e6:.1f}" if unit else ""
             view.add_row(name, f"{row['median']:.3f}{unit}", quartiles, size)
     Console().print(view)
+    if found["held"]:
+        parts = ", ".join(f"{name} {size / 1e6:.1f}" for name, size in found["held"].items())
+        Console().print(f"beside its encoders the method keeps, in MB: {parts}")
 
 
 def show_steps(found: dict[str, Any]) -> None:
@@ -384,7 +405,8 @@ def show_steps(found: dict[str, Any]) -> None:
     from rich.table import Table
 
     view = Table(caption="medians of interleaved rounds, ratios between quartiles")
-    for name in ("method", "backbone", "pixels", "batch", "step, s", "over bare", "MB", "bare, MB"):
+    numbers = ("pixels", "batch", "step, s", "over bare", "MB", "bare, MB", "kept, MB")
+    for name in ("method", "backbone", *numbers):
         view.add_column(name, justify="left" if name in ("method", "backbone") else "right")
     for name, one in found["methods"].items():
         settings, ratio = one["settings"], one["ratios"]["saccade / bare"]
@@ -398,5 +420,6 @@ def show_steps(found: dict[str, Any]) -> None:
             f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
             f"{own['bytes'] / 1e6:.1f}",
             f"{bare['bytes'] / 1e6:.1f}",
+            f"{sum(one['held'].values()) / 1e6:.1f}",
         )
     Console().print(view)

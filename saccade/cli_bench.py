@@ -21,12 +21,17 @@ def bench_step(
     batch_size: Annotated[int, typer.Option(min=2)] = 64,
     rounds: Annotated[int, typer.Option(min=1)] = 10,
     recipe: Annotated[str, typer.Option(help="Whose settings; without, the paper's.")] = "",
+    images: Annotated[
+        int, typer.Option(min=0, help="That a bank or a classifier has room for; 0: a batch.")
+    ] = 0,
     json_out: JsonOut = "",
 ) -> None:
     """One training step beside the bare encoder's, and beside lightly's modules."""
     from .commands import run_bench_step
 
-    run_bench_step(method, backbone, image_size, batch_size, rounds, recipe, json_out)
+    run_bench_step(
+        method, backbone, image_size, batch_size, rounds, recipe, json_out, images=images
+    )
 
 
 @bench.command("data")

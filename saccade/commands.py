@@ -318,8 +318,11 @@ def run_bench_step(
     rounds: int,
     recipe: str,
     json_out: str,
+    *,
+    images: int = 0,
 ) -> None:
     settings: dict[str, Any] = {
+        "images": images,
         "image_size": image_size,
         "batch_size": batch_size,
         "rounds": rounds,

@@ -8,7 +8,7 @@ from saccade.bench import PASSES, fitted, interleave, ratios, run_step, run_step
 from saccade.recipe import BackboneConfig
 
 # Those whose encoder sees other pictures than the views, or not as many in every step.
-UNTIMED = {"clsa", "exemplar_cnn", "igpt", "simclr_v2", "tokenizer"}
+UNTIMED = {"igpt", "tokenizer"}
 
 
 def step(method, backbone="resnet10_w16", **settings):
@@ -47,7 +47,18 @@ def test_unmasked_hides_one_patch_alone(monkeypatch):
 
     monkeypatch.setattr(cls, "__init__", watched)
     step("mae", "vit_nano_patch8_64", recipe="demo")
-    assert sorted(kept) == [4, 15]
+    assert set(kept) == {4, 15}
+
+
+@pytest.mark.parametrize(("method", "part"), [("memory_bank", "bank"), ("pic", "weights")])
+def test_what_pictures_cost_is_a_formula(method, part, capsys):
+    """4 N D bytes of a bank; a classifier has a velocity as large, and numbers."""
+    one, two = (step(method, images=n)["held"] for n in (1000, 3000))
+    own = {name: two[name] - one[name] for name in two}
+    assert own[part] == 2000 * 128 * 4
+    assert sum(own.values()) <= 2 * 2000 * 128 * 4 + 2000 * 64
+    with pytest.raises(ValueError, match="images: 2 is below batch_size=4"):
+        step(method, images=2)
 
 
 def test_several_methods_make_one_table_with_their_recipes_backbones(capsys):
