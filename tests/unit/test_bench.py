@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from saccade import methods
+from saccade import cli, methods
 from saccade.bench import PASSES, fitted, interleave, ratios, run_step, run_steps, show_steps
 from saccade.recipe import BackboneConfig
 
@@ -124,3 +124,17 @@ def test_ratios_pair_the_rounds_of_each_sides_better_layout():
 def test_what_cannot_be_timed_is_refused(method, message):
     with pytest.raises(ValueError, match=message):
         step(method)
+
+
+@pytest.mark.filterwarnings("ignore:torch.meshgrid")  # lambda-networks
+def test_the_command_lines_of_banks_and_of_peers(capsys):
+    def said(*args):
+        assert cli.guarded(lambda: cli.app(["bench", *args], standalone_mode=False)) == 0
+        return json.loads(capsys.readouterr().out)
+
+    small = ("--image-size", "32", "--batch-size", "4", "--rounds", "1", "--json", "-")
+    done = said("step", "--method", "memory_bank", "--images", "500", *small)
+    assert done["held"]["bank"] == 500 * 128 * 4
+    small = ("--sizes", "4,6", "--channels", "16", "--batch-size", "1", "--rounds", "1")
+    assert said("attention", *small, "--json", "-")["beside"] == {}
+    assert len(said("attention", "--peers", *small, "--json", "-")["beside"]) >= 4
