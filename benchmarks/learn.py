@@ -180,13 +180,13 @@ ARMS = {
     ),
     # Settings of single trials of 350 to 500 steps; no three-seed figures yet.
     "end_to_end": small(
-        800, CROPS, *SGD, EVEN, "method.hidden=512", "method.temperature=0.2", "method.splits=1"
+        600, CROPS, *SGD, EVEN, "method.hidden=512", "method.temperature=0.2", "method.splits=1"
     ),
     "moco_bank": small(
         1600, CROPS, *SGD, EVEN, "method.hidden=512", "method.temperature=0.1", "method.splits=1"
     ),
     "moco_v3": small(
-        800, *CROPS_2, *SGD, "method.hidden=512", "method.dim=128", "method.momentum=0.9"
+        600, *CROPS_2, *SGD, "method.hidden=512", "method.dim=128", "method.momentum=0.9"
     ),
     "memory_bank": small(
         *(1600, CROPS, *SGD, EVEN, *GENTLE, "method.temperature=0.1", "method.views.0.flip=0.5"),
@@ -195,15 +195,15 @@ ARMS = {
     "byol": small(1200, CROPS, *SGD, "method.hidden=512", "method.dim=128", "method.momentum=0.9"),
     "simsiam": small(1600, CROPS, *SGD, EVEN, "method.dim=512", "method.bottleneck=128"),
     "swav": small(
-        *(800, CROPS, *GENTLE, *SGD, "optim.lr=0.5", "method.hidden=512", "method.prototypes=64"),
+        *(600, CROPS, *GENTLE, *SGD, "optim.lr=0.5", "method.hidden=512", "method.prototypes=64"),
         *("method.epsilon=0.03", "method.queue_size=0", "method.freeze_prototypes=0"),
     ),
     "barlow_twins": small(
-        800, *CROPS_2, *ADAM, "method.hidden=512", "method.dim=512", "method.bias_lr=1.0"
+        600, *CROPS_2, *ADAM, "method.hidden=512", "method.dim=512", "method.bias_lr=1.0"
     ),
     "vicreg": small(800, *ADAM, "method.hidden=512", "method.dim=512", "method.variance=25.0"),
     "nnclr": small(
-        *(800, *CROPS_2, *SGD, "method.hidden=512", "method.dim=128"),
+        *(600, *CROPS_2, *SGD, "method.hidden=512", "method.dim=128"),
         *("method.predictor_hidden=512", "method.queue_size=2048"),
     ),
     "supcon": small(800, CROPS, *GENTLE, *ADAM, "method.hidden=512", "limit=20000", labels=True),
