@@ -31,7 +31,7 @@ from torchvision import io as tio
 from torchvision.transforms.v2 import functional as tv
 
 from saccade.core import View
-from saccade.data import decode, fused, jpeg, open_source
+from saccade.data import decode, jpeg, kernels, opcodes, open_source
 from saccade.data.loader import ViewLoader
 from saccade.data.source import Source
 from saccade.recipe import Normalize
@@ -148,8 +148,8 @@ def crops(files: list[bytes]) -> dict[str, float]:
                 h, w = a.shape[:2]
                 return h // 8, w // 8, h * 3 // 4, w * 3 // 4
 
-            def ours(a: np.ndarray, bicubic: bool = mode == "bicubic", out: np.ndarray = out):
-                fused.crop(a.reshape(len(a), -1), np.array(box(a)), 1, bicubic, False, out)
+            def ours(a: np.ndarray, bicubic: int = int(mode == "bicubic"), out: np.ndarray = out):
+                kernels.crop(a, *a.shape[:2], 1, np.array(box(a)), bicubic, 0, out, len(out[0]))
 
             def torchs(a: np.ndarray, size: int = size, kind: tv.InterpolationMode = kind):
                 x = torch.from_numpy(a).permute(2, 0, 1)
@@ -170,23 +170,24 @@ def crops(files: list[bytes]) -> dict[str, float]:
 def colors(size: int = 224) -> dict[str, float]:
     """Each operation on a picture of noise, with loading and normalization."""
     x = torch.randint(0, 256, (3, size, size), dtype=torch.uint8)
-    floats, lines = x / 255, np.empty(size * -(-size // fused.SPAN) * fused.SPAN, np.float32)
-    pixels, out, three = x.numpy(), np.empty((3, size, size), np.float32), np.ones(3, np.float32)
+    floats, lines = x / 255, np.empty(size * -(-size // opcodes.SPAN) * opcodes.SPAN, np.float32)
+    pixels, normal = x.numpy(), np.ones((2, 3), np.float32)
+    out = np.empty((3, size, size), np.float32)
 
     def ours(code: int, value: float) -> Callable[[], object]:
         codes, values = np.array([code]), np.array([value], np.float32)
-        return lambda: fused.color(pixels, codes, values, three, three, lines, out)
+        return lambda: kernels.color(pixels, size, size, codes, values, 1, normal, lines, out)
 
     tools = {
-        "nothing but normalize": ours(fused.NOTHING, 0),
-        "brightness": ours(fused.BRIGHTNESS, 1.2),
-        "contrast": ours(fused.CONTRAST, 1.2),
-        "saturation": ours(fused.SATURATION, 1.2),
-        "hue": ours(fused.HUE, 0.1),
-        "grayscale": ours(fused.GRAYSCALE, 0),
-        "solarize": ours(fused.SOLARIZE, 0),
-        "blur, sigma 0.5": ours(fused.BLUR, 0.5),
-        "blur, sigma 2": ours(fused.BLUR, 2.0),
+        "nothing but normalize": ours(opcodes.NOTHING, 0),
+        "brightness": ours(opcodes.BRIGHTNESS, 1.2),
+        "contrast": ours(opcodes.CONTRAST, 1.2),
+        "saturation": ours(opcodes.SATURATION, 1.2),
+        "hue": ours(opcodes.HUE, 0.1),
+        "grayscale": ours(opcodes.GRAYSCALE, 0),
+        "solarize": ours(opcodes.SOLARIZE, 0),
+        "blur, sigma 0.5": ours(opcodes.BLUR, 0.5),
+        "blur, sigma 2": ours(opcodes.BLUR, 2.0),
         "torchvision brightness": lambda: tv.adjust_brightness(floats, 1.2),
         "torchvision contrast": lambda: tv.adjust_contrast(floats, 1.2),
         "torchvision saturation": lambda: tv.adjust_saturation(floats, 1.2),
@@ -205,24 +206,24 @@ def stages(files: list[bytes], views: tuple[View, ...]) -> dict[str, float]:
     slots = torch.arange(len(files))
     making = loader._begin(slots, 0)
     opened = [loader._open(making, row) for row in range(len(files))]
-    out, draws = making.memory.numpy(), making.draws
-    bytes_out = np.empty(len(out), np.uint8)
+    out, draws = making.memory, making.draws
+    bytes_out = torch.empty(len(out), dtype=torch.uint8)
     kept = draws.operations.copy()
 
-    def make(target: np.ndarray) -> None:
-        for row, (picture, scale, boxes) in enumerate(opened):
-            loader.maker.make(picture, scale, boxes, draws, row, target)
+    def make(target: torch.Tensor) -> None:
+        for row, (picture, scale) in enumerate(opened):
+            loader.maker.make(picture, scale, draws, row, target)
 
     def without(*codes: int) -> Callable[[], None]:
         def work() -> None:
-            draws.operations[:] = np.where(np.isin(kept, codes), fused.NOTHING, kept)
+            draws.operations[:] = np.where(np.isin(kept, codes), opcodes.NOTHING, kept)
             make(out)
             draws.operations[:] = kept
 
         return work
 
     def scaled() -> None:
-        for file, (_, scale, _) in zip(files, opened, strict=True):
+        for file, (_, scale) in zip(files, opened, strict=True):
             decode.shrunk(file, "", 3, lambda height, width, scale=scale: scale)
 
     got = least(
@@ -233,7 +234,7 @@ def stages(files: list[bytes], views: tuple[View, ...]) -> dict[str, float]:
             "open": lambda: [loader._open(making, row) for row in range(len(files))],
             "crops": lambda: make(bytes_out),
             "normalize": without(*range(1, 8)),
-            "no blur": without(fused.BLUR),
+            "no blur": without(opcodes.BLUR),
             "views": lambda: make(out),
             "whole": lambda: [None for _ in loader.batches(0)],
         },

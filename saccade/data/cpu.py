@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,24 +14,30 @@ from torch import Tensor
 from ..core import View
 from ..nn.random import fold
 from ..recipe import Normalize
-from . import augment, drawn, fused
+from . import augment, kernels, opcodes
 
 CODES = {
-    "jitter": drawn.JITTER,
-    "grayscale": fused.GRAYSCALE,
-    "solarize": fused.SOLARIZE,
-    "blur": fused.BLUR,
+    "jitter": opcodes.JITTER,
+    "grayscale": opcodes.GRAYSCALE,
+    "solarize": opcodes.SOLARIZE,
+    "blur": opcodes.BLUR,
 }
 
 
-@dataclass(frozen=True, slots=True)
 class Draws:
-    """What is drawn for a batch: everything but the boxes, which depend on the pictures' sizes."""
+    """What is drawn for a batch. Boxes come as pictures are opened: they depend on their sizes."""
 
-    keys: UInt64[np.ndarray, "b"]
-    flips: Bool[np.ndarray, "b v"]
-    operations: Int64[np.ndarray, "b v n"]  # NOTHING where the draw says so
-    values: Float32[np.ndarray, "b v n"]
+    def __init__(self, keys: UInt64[np.ndarray, "b"], views: int, operations: int) -> None:
+        shape = len(keys), views
+        self.keys: UInt64[np.ndarray, "b"] = keys
+        self.flips: Bool[np.ndarray, "b v"] = np.empty(shape, bool)
+        self.operations: Int64[np.ndarray, "b v n"] = np.zeros((*shape, operations), np.int64)
+        self.values: Float32[np.ndarray, "b v n"] = np.zeros((*shape, operations), np.float32)
+        self.boxes: Int64[np.ndarray, "b v 4"] = np.empty((*shape, 4), np.int64)  # y, x, h, w
+        self.edges: Float32[np.ndarray, "b v 4"] = np.empty((*shape, 4), np.float32)
+        self.colors = *kernels.addresses(self.operations, self.values), operations
+        self.places = kernels.addresses(keys, self.boxes, self.edges)
+        self.crops = kernels.addresses(self.boxes, self.flips)
 
 
 class Row:
@@ -50,9 +55,10 @@ class Scratch(threading.local):
     """Memory of one thread, so that no picture waits for new pages."""
 
     def __init__(self, size: int) -> None:
-        wide = -(-size // fused.SPAN) * fused.SPAN
+        wide = -(-size // opcodes.SPAN) * opcodes.SPAN
         self.crops = np.empty(3 * size * size, np.uint8)
         self.lines = np.empty(size * wide, np.float32)
+        self.at = kernels.addresses(self.crops, self.lines)
 
 
 class Maker:
@@ -69,57 +75,50 @@ class Maker:
         self.normal[1] = 1 / self.normal[1]
         self.strong = [v for v, view in enumerate(views) if augment.chance(view, "strong")]
         self.scratch = Scratch(max(v.size for v in views))
+        self.shapes = *kernels.addresses(self.ranges, self.sizes), len(views)
+        self.kinds = *kernels.addresses(self.sizes, self.bicubic), len(views)
+        self.scaling = kernels.addresses(self.normal)
 
     def draw(self, key: Int64[Tensor, "b"]) -> Draws:
         keys, n = key.numpy().view(np.uint64), max(row.length for row in self.rows)
-        shape = (len(keys), len(self.views))
-        flips, operations = np.empty(shape, bool), np.zeros((*shape, n), np.int64)
-        draws = Draws(keys, flips, operations, np.zeros((*shape, n), np.float32))
-        drawn.draw_flips(keys, self.flips, flips)
+        draws, own = Draws(keys, len(self.views), n), (keys, len(keys))
+        kernels.draw_flips(*own, self.flips, len(self.flips), draws.flips)
         for v, row in enumerate(self.rows):
-            own = draws.operations[:, v], draws.values[:, v]
-            drawn.draw_colors(keys, v, row.order, row.chances, row.ranges, *own)
+            program = v, len(self.rows), row.order, row.chances, len(row.order), row.ranges
+            kernels.draw_colors(*own, *program, draws.operations, draws.values, n)
         return draws
 
-    def boxes(
-        self,
-        key: np.uint64,
-        height: int,
-        width: int,
-        boxes: Int64[np.ndarray, "v 4"],
-        edges: Float32[np.ndarray, "v 4"],
-    ) -> int:
-        """Fills in each view's box; returns how many times smaller the picture may be decoded."""
-        return drawn.draw_boxes(key, self.ranges, self.sizes, height, width, boxes, edges)
+    def boxes(self, draws: Draws, row: int, height: int, width: int) -> int:
+        """Fills in the row's boxes; returns how many times smaller it may be decoded."""
+        return kernels.draw_boxes(*draws.places, row, *self.shapes, height, width)
 
     def make(
         self,
         picture: UInt8[Tensor, "3 h w"],
         scale: int,
-        boxes: Int64[np.ndarray, "v 4"],
         draws: Draws,
         row: int,
-        out: Shaped[np.ndarray, "n"],
+        out: Shaped[Tensor, "n"],
     ) -> None:
         """Fills in the row of each view's images behind each other: 8-bit crops, or float32."""
-        lines = picture.permute(1, 2, 0).contiguous().numpy().reshape(picture.shape[1], -1)
-        rows, flips = len(draws.keys), draws.flips[row]
-        shared = lines, scale, boxes, self.sizes, self.bicubic, flips
-        if out.dtype == np.uint8:
-            fused.make_crops(*shared, row, rows, out)
+        pixels = picture.permute(1, 2, 0).contiguous()
+        height, width, _ = pixels.shape
+        shared = pixels.data_ptr(), height, width, scale, *draws.crops, row, len(draws.keys)
+        if out.dtype == torch.uint8:
+            kernels.make_crops(*shared, *self.kinds, out.data_ptr())
             return
-        own, programs = self.scratch, (draws.operations[row], draws.values[row])
-        fused.make_views(*shared, *programs, self.normal, own.crops, own.lines, row, rows, out)
+        own = *self.scaling, *draws.colors, *self.scratch.at
+        kernels.make_views(*shared, *self.kinds, *own, out.data_ptr())
         for v in self.strong:
-            start = 3 * rows * int(np.square(self.sizes[:v]).sum())
-            self._strong(lines, scale, boxes[v], draws, row, v, out[start:])
+            start = 3 * len(draws.keys) * int(np.square(self.sizes[:v]).sum())
+            self._strong(pixels, scale, draws, row, v, out[start:])
 
-    def _strong(self, lines, scale, box, draws, row, v, out) -> None:
+    def _strong(self, pixels, scale, draws, row, v, out) -> None:
         """A view anew, with the operations that only `strong` knows."""
-        size = self.views[v].size
+        size, keys = self.views[v].size, draws.keys[row : row + 1].view(np.int64)
         crop = np.empty((3, size, size), np.uint8)
-        fused.crop(lines, box, scale, self.bicubic[v], draws.flips[row, v], crop)
-        keys = fold(torch.from_numpy(draws.keys[row : row + 1].view(np.int64)), v)
-        pixels = torch.from_numpy(crop)[None]
-        made = augment.color(pixels, self.views[v], keys, self.normalize)
-        out[row * crop.size : (row + 1) * crop.size] = made.flatten().numpy()
+        own = draws.boxes[row, v], int(self.bicubic[v]), int(draws.flips[row, v])
+        kernels.crop(pixels.data_ptr(), *pixels.shape[:2], scale, *own, crop, size)
+        key = fold(torch.from_numpy(keys), v)
+        made = augment.color(torch.from_numpy(crop)[None], self.views[v], key, self.normalize)
+        out[row * crop.size : (row + 1) * crop.size] = made.flatten()

@@ -9,14 +9,15 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, UInt64
 
 from ..nn.random import GOLDEN, salt
-from .fused import BLUR, BRIGHTNESS, GRAYSCALE, NOTHING, SOLARIZE, compiled
+from .fused import compiled
+from .opcodes import BLUR, BRIGHTNESS, GRAYSCALE, JITTER, NOTHING, SOLARIZE
 
 TRIES = 10  # of random resized crop, then the largest central crop of a legal shape
 SCALES = (8, 4, 2)  # at which JPEG can be decoded smaller
-JITTER = -1  # stands for four operations, in a drawn order
 U64 = np.uint64
 STEP, FIRST, SECOND = U64(GOLDEN + (1 << 64)), U64(0xBF58476D1CE4E5B9), U64(0x94D049BB133111EB)
 BITS = np.float32(1 << 24)
+LAST = np.float32(2)  # behind every place
 CROPS, FLIPS, JITTERS, GRAYS, BLURS, SOLARS = (
     U64(salt(name)) for name in ("crop", "flip", "jitter", "grayscale", "blur", "solarize")
 )
@@ -135,7 +136,9 @@ def draw_colors(
                 happens = uniform(key, JITTERS, 0) < chances[k]
                 for a in range(4):
                     places[a] = uniform(key, JITTERS, 5 + a)
-                for a in np.argsort(places):
+                for _ in range(4):
+                    a = places.argmin()
+                    places[a] = LAST
                     low, high = ranges[a]
                     operations[b, at] = BRIGHTNESS + a if happens and low < high else NOTHING
                     values[b, at] = low + (high - low) * uniform(key, JITTERS, 1 + a)

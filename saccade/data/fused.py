@@ -14,12 +14,12 @@ import math
 from typing import no_type_check
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int16, Int32, Int64, UInt8
+from jaxtyping import Float32, Int16, Int32, Int64, UInt8
 from numba import njit
 
-from .vector import KEPT, LANES, ROWS, SPAN, UNIT, WIDE, banded, combined, stacked
+from .opcodes import BLUR, BRIGHTNESS, CONTRAST, GRAYSCALE, HUE, LANES, SATURATION, SOLARIZE, SPAN
+from .vector import KEPT, ROWS, UNIT, WIDE, banded, combined, stacked
 
-NOTHING, BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAYSCALE, SOLARIZE, BLUR = range(8)
 REACH = 3  # sigmas on either side of a blurred pixel
 BLOCK = 1024  # pixels that stay in the core's nearest cache
 
@@ -29,55 +29,7 @@ THREE, FOUR, SIX = np.float32(3), np.float32(4), np.float32(6)
 TOP, TINY = np.float32(255), np.float32(1e-12)
 CUBIC = np.float32(1.5), np.float32(2.5), np.float32(2.5)  # of the kernel with a = -1/2
 
-# Compiled once for each machine and kept on its disk. Threads run it side by side.
-compiled = njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
-
-
-# All views of a picture in one call, as each call waits for Python's lock at its end.
-
-
-@compiled
-@no_type_check
-def make_views(
-    picture: UInt8[np.ndarray, "H 3W"],
-    scale: int,
-    boxes: Int64[np.ndarray, "v 4"],
-    sizes: Int64[np.ndarray, "v"],
-    bicubic: Bool[np.ndarray, "v"],
-    flips: Bool[np.ndarray, "v"],
-    operations: Int64[np.ndarray, "v n"],
-    values: Float32[np.ndarray, "v n"],
-    normal: Float32[np.ndarray, "2 3"],
-    crops: UInt8[np.ndarray, "n"],
-    lines: Float32[np.ndarray, "n"],
-    row: int,
-    rows: int,
-    out: Float32[np.ndarray, "n"],
-) -> None:
-    """Fills in one row of each view's images, which lie behind each other in `out`.
-
-    `normal` is mean and 1 / std; `crops` and `lines` are scratch memory.
-    """
-    start = 0
-    for v in range(len(sizes)):
-        size, n = sizes[v], 3 * sizes[v] * sizes[v]
-        part = crops[:n].reshape(3, size, size)
-        crop(picture, boxes[v], scale, bicubic[v], flips[v], part)
-        view = out[start + row * n : start + row * n + n].reshape(3, size, size)
-        color(part, operations[v], values[v], normal[0], normal[1], lines, view)
-        start += rows * n
-
-
-@compiled
-@no_type_check
-def make_crops(picture, scale, boxes, sizes, bicubic, flips, row, rows, out) -> None:
-    """As `make_views`, for 8-bit images that change their colors elsewhere."""
-    start = 0
-    for v in range(len(sizes)):
-        size, n = sizes[v], 3 * sizes[v] * sizes[v]
-        part = out[start + row * n : start + row * n + n].reshape(3, size, size)
-        crop(picture, boxes[v], scale, bicubic[v], flips[v], part)
-        start += rows * n
+compiled = njit(nogil=True, fastmath=True, error_model="numpy")
 
 
 # The crop.
@@ -136,7 +88,7 @@ def taps(start: float, length: float, limit: int, size: int, bicubic: bool):
         count[i] = min(int(center + support + 0.5), high) - first[i]
         offset[i] = first[i] - center + 0.5
     inverse = np.float32(1 / wide)
-    for k in range(count.max()):
+    for k in range(most(count)):
         line, step = weights[k], np.float32(k)
         for i in range(size):
             x = abs((offset[i] + step) * inverse)
@@ -148,7 +100,7 @@ def taps(start: float, length: float, limit: int, size: int, bicubic: bool):
                 w = max(ONE - x, ZERO)
             line[i] = w if k < count[i] else ZERO
             total[i] += line[i]
-    for k in range(count.max()):
+    for k in range(most(count)):
         line = weights[k]
         for i in range(size):
             line[i] /= total[i]
@@ -187,13 +139,24 @@ def blocks(first, count, weights: Int32[np.ndarray, "k n"], lanes: int, mirrored
             low, high = size - 1 - high, size - 1 - low
         start[b] = first[low]
         pairs[b] = (first[high] + count[high] - first[low] + 1) // 2
-    dense = np.zeros((number, pairs.max(), lanes, 2), np.int16)
+    dense = np.zeros((number, most(pairs), lanes), np.int32)
     for i in range(size):
         b, source = i // lanes, size - 1 - i if mirrored else i
         for k in range(count[source]):
             at = first[source] - start[b] + k
-            dense[b, at // 2, i % lanes, at % 2] = weights[k, source]
-    return start, pairs, dense.view(np.int32).reshape(number, -1, lanes)
+            weight = np.int32(weights[k, source] & 0xFFFF)
+            dense[b, at // 2, i % lanes] |= weight << np.int32(16 * (at % 2))
+    return start, pairs, dense
+
+
+@compiled
+@no_type_check
+def most(numbers) -> int:
+    """`numbers.max()`, which numba compiles to a call of its own library."""
+    found = numbers[0]
+    for number in numbers:
+        found = max(found, number)
+    return found
 
 
 @compiled
@@ -232,16 +195,19 @@ def copy(line: UInt8[np.ndarray, "n"], out: UInt8[np.ndarray, "s"]) -> None:
 @compiled
 @no_type_check
 def color(
-    pixels: UInt8[np.ndarray, "3 h w"],
+    pixels: UInt8[np.ndarray, "3 hw"],
     operations: Int64[np.ndarray, "n"],
     values: Float32[np.ndarray, "n"],
     mean: Float32[np.ndarray, "3"],
     inverse: Float32[np.ndarray, "3"],
     lines: Float32[np.ndarray, "n"],
+    target: Float32[np.ndarray, "3 hw"],
     out: Float32[np.ndarray, "3 h w"],
 ) -> None:
-    """The picture in [0, 1] after each operation in turn, then normalized."""
-    source, target = pixels.reshape(3, -1), out.reshape(3, -1)
+    """The picture in [0, 1] after each operation in turn, then normalized.
+
+    `target` and `out` are the same memory.
+    """
     at, n, began, middle = 0, len(operations), False, ZERO
     while True:
         stop = (
@@ -254,9 +220,9 @@ def color(
             part = slice(start, min(start + BLOCK, target.shape[1]))
             r, g, b = target[0, part], target[1, part], target[2, part]
             if not began:
-                load(source[0, part], r)
-                load(source[1, part], g)
-                load(source[2, part], b)
+                load(pixels[0, part], r)
+                load(pixels[1, part], g)
+                load(pixels[2, part], b)
             for k in range(at, stop):
                 adjust(operations[k], values[k], middle, r, g, b)
             if stop == n:

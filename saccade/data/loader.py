@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64, Shaped
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from ..core import View, Views
@@ -52,7 +52,6 @@ class Making:
     index: Int64[np.ndarray, "b"]  # like the slots, but for pictures that cannot be read
     memory: Shaped[Tensor, "n"]  # of all images
     images: list[Shaped[Tensor, "b c _ _"]]  # parts of it
-    edges: Float32[np.ndarray, "b v 4"]
 
 
 class ViewLoader:
@@ -134,17 +133,15 @@ class ViewLoader:
             index=slots.numpy().copy(),
             memory=memory,
             images=[part.view(shape) for part, shape in parts],
-            edges=np.empty((len(slots), len(self.views), 4), np.float32),
         )
 
     def _fill(self, piece: tuple[Making, range]) -> Making:
         """The work of a thread: some pictures of a batch, read and made into views or crops."""
         making, rows = piece
         if self.eight_bit:
-            out = making.memory.numpy()
             for row in rows:
-                picture, scale, boxes = self._open(making, row)
-                self.maker.make(picture, scale, boxes, making.draws, row, out)
+                picture, scale = self._open(making, row)
+                self.maker.make(picture, scale, making.draws, row, making.memory)
             return making
         crops = [self._crops(making, row) for row in rows]
         part = slice(rows.start, rows.stop)
@@ -155,13 +152,12 @@ class ViewLoader:
             making.images[v][part] = x
         return making
 
-    def _open(self, making: Making, row: int) -> tuple[Tensor, int, Int64[np.ndarray, "v 4"]]:
-        """A picture, how many times smaller it was decoded, and its boxes at its full size."""
-        source, boxes = self.source, np.empty((len(self.views), 4), np.int64)
+    def _open(self, making: Making, row: int) -> tuple[Tensor, int]:
+        """A picture, and how many times smaller it was decoded; its boxes are at its full size."""
+        source = self.source
 
         def shrink(height: int, width: int) -> int:
-            key = making.draws.keys[row]
-            return self.maker.boxes(key, height, width, boxes, making.edges[row])
+            return self.maker.boxes(making.draws, row, height, width)
 
         def read(i: int) -> tuple[Tensor, int]:
             return decode.shrunk(source.stored(i), "", source.channels, shrink, wide=source.wide)
@@ -169,13 +165,15 @@ class ViewLoader:
         # The views of a replacement are drawn from the key of i: twice in a batch, it differs.
         i, key = int(making.slots[row]) % len(source), making.key[row : row + 1]
         making.index[row], (picture, scale) = readable(source, i, key, self.bad, self.other, read)
-        return picture, scale, boxes
+        return picture, scale
 
     def _crops(self, making: Making, row: int) -> list[Shaped[Tensor, "c _ _"]]:
-        picture, _, boxes = self._open(making, row)
+        picture, _ = self._open(making, row)
         crops = [
             augment.resized_crop(picture, (top, left, h, w), view)
-            for (top, left, h, w), view in zip(boxes.tolist(), self.views, strict=True)
+            for (top, left, h, w), view in zip(
+                making.draws.boxes[row].tolist(), self.views, strict=True
+            )
         ]
         flips = making.draws.flips[row]
         return [x.flip(-1) if flip else x for x, flip in zip(crops, flips, strict=True)]
@@ -197,7 +195,7 @@ class ViewLoader:
         if self.device.type != "cpu":
             images = [self._color(x, key, v) for v, x in enumerate(images)]
         index, edges, flips = (
-            torch.from_numpy(x) for x in (making.index, making.edges, making.draws.flips)
+            torch.from_numpy(x) for x in (making.index, making.draws.edges, making.draws.flips)
         )
         return Views(
             images=images,

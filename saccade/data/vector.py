@@ -1,7 +1,6 @@
 """Sums that numba's compiler would not keep in registers, written as vector instructions.
 
-LLVM turns them into what the machine has. numba's cache looks at the file of the calling function
-only: after a change here, remove `__pycache__`.
+LLVM turns them into what the machine has.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-LANES = 8  # numbers in a vector
+from .opcodes import LANES, SPAN
+
 ROWS = 4  # rows of a picture that `stacked` and `banded` compute at once
 WIDE = 2 * LANES  # bytes that `stacked` does
-SPAN = 4 * LANES  # numbers that `combined` does
 UNIT = 1 << 14  # what weights sum to
 KEPT = 6  # bits behind the point between the two passes of a crop
 
@@ -113,6 +112,16 @@ def combined(typing, source, starts, weights, at, out, to):
         return context.get_dummy_value()
 
     return signature, generate
+
+
+@intrinsic
+def beyond(typing, pointer, count):
+    """The address `count` numbers behind another."""
+
+    def generate(context, builder, signature, args):
+        return builder.gep(args[0], [args[1]])
+
+    return pointer(pointer, types.intp), generate
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torchvision import transforms
 from torchvision.transforms.v2 import functional as tv
 
 from saccade.core import View
-from saccade.data import augment, drawn, fused, open_source
+from saccade.data import augment, drawn, kernels, opcodes, open_source
 from saccade.data.cpu import Maker
 from saccade.data.plain import pictures
 from saccade.nn.random import fold, keys
@@ -178,10 +178,10 @@ def maker(*views):
 
 def box(row, k, height, width):
     """Top, left, height and width of picture k's crop."""
-    key = np.uint64(int(keys(0, 0, torch.tensor([k]))) % (1 << 64))
-    boxes, edges = np.empty((1, 4), np.int64), np.empty((1, 4), np.float32)
-    maker(row).boxes(key, height, width, boxes, edges)
-    return tuple(boxes[0].tolist())
+    own = maker(row)
+    draws = own.draw(keys(0, 0, torch.tensor([k])))
+    own.boxes(draws, 0, height, width)
+    return tuple(draws.boxes[0, 0].tolist())
 
 
 def distance(a, b):
@@ -275,6 +275,14 @@ def near(got, want):
     assert np.quantile(gap, 0.999) <= 3
 
 
+def cut(x, at, size, mode, *, mirrored=False):
+    """The compiled crop of a box."""
+    pixels, out = x.permute(1, 2, 0).contiguous().numpy(), np.empty((3, size, size), np.uint8)
+    flags = int(mode == "bicubic"), int(mirrored)
+    kernels.crop(pixels, *pixels.shape[:2], 1, np.array(at), *flags, out, size)
+    return out
+
+
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [24, 96, 224])
 def test_fused_crops_of_photographs_are_torchvisions(photographs, mode, size):
@@ -284,12 +292,9 @@ def test_fused_crops_of_photographs_are_torchvisions(photographs, mode, size):
         x = source.read(i)
         at = box(row, i, *x.shape[1:])
         want = tv.resized_crop(x, *at, [size] * 2, tv.InterpolationMode(mode), antialias=True)
-        lines = x.permute(1, 2, 0).numpy().reshape(x.shape[1], -1)
-        got = np.empty((3, size, size), np.uint8)
-        fused.crop(lines, np.array(at), 1, mode == "bicubic", False, got)
+        got = cut(x, at, size, mode)
         near(got, want)
-        mirrored = np.empty_like(got)
-        fused.crop(lines, np.array(at), 1, mode == "bicubic", True, mirrored)
+        mirrored = cut(x, at, size, mode, mirrored=True)
         assert np.abs(mirrored.astype(int) - got[:, :, ::-1]).max() <= 1
 
 
@@ -307,41 +312,38 @@ def test_fused_crops_of_noise_are_exact_to_a_rounding(mode, size, at):
     part = x[:, at[0] : at[0] + at[2], at[1] : at[1] + at[3]].double()
     want = torch.nn.functional.interpolate(part[None], (size, size), mode=mode, antialias=True)[0]
     want = want.clamp(0, 255)
-    got = np.empty((3, size, size), np.uint8)
-    lines = x.permute(1, 2, 0).contiguous().numpy().reshape(53, -1)
-    fused.crop(lines, np.array(at), 1, mode == "bicubic", False, got)
+    got = cut(x, at, size, mode)
     assert np.abs(got - want.numpy()).max() < 0.6
 
 
 @pytest.mark.parametrize("gray", [0, 1, 127, 254, 255])
 def test_fused_crops_keep_a_plain_picture_as_it_is(gray):
-    lines = np.full((90, 3 * 70), gray, np.uint8)
+    x = torch.full((3, 90, 70), gray, dtype=torch.uint8)
     for size in (5, 48, 224):
-        got = np.empty((3, size, size), np.uint8)
-        fused.crop(lines, np.array((3, 4, 80, 61)), 1, True, False, got)
-        assert (got == gray).all()
+        assert (cut(x, (3, 4, 80, 61), size, "bicubic") == gray).all()
 
 
 def fuse(pixels, *steps):
     """The picture in [0, 1] after (operation, value) pairs."""
     height, width = pixels.shape[1:]
     out = np.empty((3, height, width), np.float32)
-    lines = np.empty(height * -(-width // fused.SPAN) * fused.SPAN, np.float32)
+    lines = np.empty(height * -(-width // opcodes.SPAN) * opcodes.SPAN, np.float32)
     codes = np.array([code for code, _ in steps], np.int64)
     values = np.array([value for _, value in steps], np.float32)
-    zero = np.zeros(3, np.float32)
-    fused.color(pixels.contiguous().numpy(), codes, values, zero, zero + 1, lines, out)
+    normal = np.array([[0, 0, 0], [1, 1, 1]], np.float32)
+    program = codes, values, len(codes)
+    kernels.color(pixels.contiguous().numpy(), height, width, *program, normal, lines, out)
     return out
 
 
 FUSED = {
-    "brightness": (fused.BRIGHTNESS, 1.3, lambda x: tv.adjust_brightness(x, 1.3)),
-    "contrast": (fused.CONTRAST, 0.4, lambda x: tv.adjust_contrast(x, 0.4)),
-    "saturation": (fused.SATURATION, 1.8, lambda x: tv.adjust_saturation(x, 1.8)),
-    "hue": (fused.HUE, -0.17, lambda x: tv.adjust_hue(x, -0.17)),
-    "grayscale": (fused.GRAYSCALE, 0, lambda x: tv.rgb_to_grayscale(x, 3)),
-    "solarize": (fused.SOLARIZE, 0, lambda x: tv.solarize(x, 0.5)),
-    "blur": (fused.BLUR, 1.7, lambda x: tv.gaussian_blur(x, [23, 23], [1.7, 1.7])),
+    "brightness": (opcodes.BRIGHTNESS, 1.3, lambda x: tv.adjust_brightness(x, 1.3)),
+    "contrast": (opcodes.CONTRAST, 0.4, lambda x: tv.adjust_contrast(x, 0.4)),
+    "saturation": (opcodes.SATURATION, 1.8, lambda x: tv.adjust_saturation(x, 1.8)),
+    "hue": (opcodes.HUE, -0.17, lambda x: tv.adjust_hue(x, -0.17)),
+    "grayscale": (opcodes.GRAYSCALE, 0, lambda x: tv.rgb_to_grayscale(x, 3)),
+    "solarize": (opcodes.SOLARIZE, 0, lambda x: tv.solarize(x, 0.5)),
+    "blur": (opcodes.BLUR, 1.7, lambda x: tv.gaussian_blur(x, [23, 23], [1.7, 1.7])),
 }
 
 
@@ -370,7 +372,7 @@ def test_fused_chains_are_torchvisions_in_their_order():
 
 @pytest.mark.parametrize("size", [5, 32, 57])
 def test_fused_views_are_those_of_the_batched_path(size):
-    """The same draws through numba and through torch's batched operations."""
+    """The same draws through compiled functions and through torch's batched operations."""
     torch.manual_seed(0)
     x = eight_bit(24, size)
     row = View(size=size, solarize=0.3, blur=0.6, grayscale=0.3, strength=(0.8, 0.8, 0.8, 0.2))
@@ -399,7 +401,7 @@ def test_factors_are_distributed_as_torchvisions(name, read):
     want = torch.tensor([read(jitter) for _ in range(n)])
     row = View(jitter=1.0, strength=(0.4, 0.4, 1.2, 0.1), order=("jitter",), flip=0.0)
     draws = maker(row).draw(keys(0, 0, torch.arange(n)))
-    place = draws.operations[:, 0] == fused.BRIGHTNESS + op
+    place = draws.operations[:, 0] == opcodes.BRIGHTNESS + op
     got = torch.from_numpy(draws.values[:, 0][place])
     assert len(got) == n
     assert distance(want, got) < 1.95 * math.sqrt(2 / n)  # p = .001

@@ -28,9 +28,9 @@ def test_the_scale_is_the_largest_that_leaves_every_crop_its_pixels(height, widt
 
 def test_edges_are_the_boxes_as_shares():
     maker = Maker([View(size=8), View(size=4, crop=(0.1, 0.2))], Normalize())
-    boxes, edges = np.empty((2, 4), np.int64), np.empty((2, 4), np.float32)
-    maker.boxes(np.uint64(7), 50, 80, boxes, edges)
-    for (top, left, h, w), edge in zip(boxes.tolist(), edges, strict=True):
+    draws = maker.draw(torch.tensor([3, 7]))
+    maker.boxes(draws, 1, 50, 80)
+    for (top, left, h, w), edge in zip(draws.boxes[1].tolist(), draws.edges[1], strict=True):
         assert edge == pytest.approx([left / 80, top / 50, (left + w) / 80, (top + h) / 50])
 
 
@@ -85,11 +85,12 @@ def test_strong_views_are_those_of_the_batched_path(name):
     picture = torch.randint(0, 256, (3, 20, 20), dtype=torch.uint8)
     row = View(size=20, crop=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, strong=StrongSet(name=name))
     maker, key = Maker([row], Normalize()), keys(0, 0, torch.arange(6))
-    draws, out = maker.draw(key), np.empty((6, 3, 20, 20), np.float32)
+    draws, out = maker.draw(key), torch.empty(6, 3, 20, 20)
+    draws.boxes[:] = 0, 0, 20, 20
     for i in range(6):
-        maker.make(picture, 1, np.array([[0, 0, 20, 20]]), draws, i, out.reshape(-1))
+        maker.make(picture, 1, draws, i, out.flatten())
     want = augment.color(picture.expand(6, -1, -1, -1), row, fold(key, 0), Normalize())
-    assert np.array_equal(out, want.numpy())
+    assert torch.equal(out, want)
 
 
 def test_one_and_eight_threads_and_two_ranks_give_the_same_bytes():
