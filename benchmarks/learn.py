@@ -156,6 +156,11 @@ ARMS = {
             *("optim.lr=0.003", "optim.lr_rule=none", "optim.schedule.warmup_epochs=1"),
         ),
     ),
+    "pic": small(1500, "limit=4000", CROPS, *GENTLE, *SGD),
+    "exemplar_cnn": small(
+        *(1000, "limit=2000", *SGD, "optim.lr=0.05", EVEN, "optim.schedule.warmup_epochs=1"),
+        *("method.samples=0", "method.hidden=512", "method.dropout=0.2"),
+    ),
     # Never run: settings as MAE's. Codes are mean colors; method.tokenizer takes a run's folder.
     "beit": Arm(
         backbone="beit_pico_shared_patch4_32",
@@ -183,14 +188,15 @@ ARMS = {
         600, CROPS, *SGD, EVEN, "method.hidden=512", "method.temperature=0.2", "method.splits=1"
     ),
     "moco_bank": small(
-        1600, CROPS, *SGD, EVEN, "method.hidden=512", "method.temperature=0.1", "method.splits=1"
+        *(1500, "limit=2000", CROPS, *GENTLE, *ADAM, EVEN, "method.hidden=512"),
+        *("method.temperature=0.07", "method.splits=1"),
     ),
     "moco_v3": small(
         600, *CROPS_2, *SGD, "method.hidden=512", "method.dim=128", "method.momentum=0.9"
     ),
     "memory_bank": small(
-        *(1600, CROPS, *SGD, EVEN, *GENTLE, "method.temperature=0.1", "method.views.0.flip=0.5"),
-        *("method.views.0.jitter=0.8", "optim.schedule.shape=cosine"),
+        *(1500, "limit=4000", CROPS, *SGD, EVEN, *GENTLE, "method.temperature=0.1"),
+        *("method.views.0.flip=0.5", "method.views.0.jitter=0.8", "optim.schedule.shape=cosine"),
     ),
     "byol": small(1200, CROPS, *SGD, "method.hidden=512", "method.dim=128", "method.momentum=0.9"),
     "simsiam": small(1600, CROPS, *SGD, EVEN, "method.dim=512", "method.bottleneck=128"),
@@ -207,11 +213,15 @@ ARMS = {
         *("method.predictor_hidden=512", "method.queue_size=2048"),
     ),
     "supcon": small(800, CROPS, *GENTLE, *ADAM, "method.hidden=512", "limit=20000", labels=True),
+    "pic": small(1500, "limit=4000", CROPS, *GENTLE, *SGD),
+    "exemplar_cnn": small(
+        *(1000, "limit=2000", *SGD, "optim.lr=0.05", EVEN, "optim.schedule.warmup_epochs=1"),
+        *("method.samples=0", "method.hidden=512", "method.dropout=0.2"),
+    ),
     # Never run: settings as those of the nearest relative above.
     "simclr_v2": small(500, CROPS, *SGD, "method.temperature=0.2"),
     "infomin": small(1600, CROPS, *KEYS, *ADAM),
     "clsa": small(1200, *CROPS_2, *KEYS, *ADAM),
-    "pic": small(2400, CROPS, *GENTLE, *SGD),
     "moby": vit(*KEYS_OF_VIT),
     "ibot": vit(*DINO_OF_VIT),
     "dinov2": vit(*DINO_OF_VIT),
