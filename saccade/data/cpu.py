@@ -38,6 +38,7 @@ class Draws:
         self.colors = *kernels.addresses(self.operations, self.values), operations
         self.places = kernels.addresses(keys, self.boxes, self.edges)
         self.crops = kernels.addresses(self.boxes, self.flips)
+        self.strong: dict[int, UInt8[Tensor, "b 3 s s"]] = {}  # crops of views that take `strong`
 
 
 class Row:
@@ -86,6 +87,10 @@ class Maker:
         for v, row in enumerate(self.rows):
             program = v, len(self.rows), row.order, row.chances, len(row.order), row.ranges
             kernels.draw_colors(*own, *program, draws.operations, draws.values, n)
+        for v in self.strong:
+            draws.strong[v] = torch.empty(
+                len(keys), 3, *[self.views[v].size] * 2, dtype=torch.uint8
+            )
         return draws
 
     def boxes(self, draws: Draws, row: int, height: int, width: int) -> int:
@@ -100,7 +105,10 @@ class Maker:
         row: int,
         out: Shaped[Tensor, "n"],
     ) -> None:
-        """Fills in the row of each view's images behind each other: 8-bit crops, or float32."""
+        """Fills in the row of each view's images behind each other: 8-bit crops, or float32.
+
+        Of a view with strong operations these still wait for `strengthen`.
+        """
         pixels = picture.permute(1, 2, 0).contiguous()
         height, width, _ = pixels.shape
         shared = pixels.data_ptr(), height, width, scale, *draws.crops, row, len(draws.keys)
@@ -109,16 +117,16 @@ class Maker:
             return
         own = *self.scaling, *draws.colors, *self.scratch.at
         kernels.make_views(*shared, *self.kinds, *own, out.data_ptr())
-        for v in self.strong:
-            start = 3 * len(draws.keys) * int(np.square(self.sizes[:v]).sum())
-            self._strong(pixels, scale, draws, row, v, out[start:])
+        for v, crops in draws.strong.items():
+            place, flags = draws.boxes[row, v], (int(self.bicubic[v]), int(draws.flips[row, v]))
+            own = place, *flags, crops[row].data_ptr(), self.views[v].size
+            kernels.crop(*shared[:4], *own)
 
-    def _strong(self, pixels, scale, draws, row, v, out) -> None:
-        """A view anew, with the operations that only `strong` knows."""
-        size, keys = self.views[v].size, draws.keys[row : row + 1].view(np.int64)
-        crop = np.empty((3, size, size), np.uint8)
-        own = draws.boxes[row, v], int(self.bicubic[v]), int(draws.flips[row, v])
-        kernels.crop(pixels.data_ptr(), *pixels.shape[:2], scale, *own, crop, size)
-        key = fold(torch.from_numpy(keys), v)
-        made = augment.color(torch.from_numpy(crop)[None], self.views[v], key, self.normalize)
-        out[row * crop.size : (row + 1) * crop.size] = made.flatten()
+    def strengthen(self, draws: Draws, rows: range, out: Float32[Tensor, "n"]) -> None:
+        """Made views anew, with the operations that only `strong` knows: many rows at once."""
+        part = slice(rows.start, rows.stop)
+        keys = torch.from_numpy(draws.keys[part].view(np.int64))
+        for v, crops in draws.strong.items():
+            made = augment.color(crops[part], self.views[v], fold(keys, v), self.normalize)
+            start = 3 * len(draws.keys) * int(np.square(self.sizes[:v]).sum())
+            out[start : start + crops.numel()].view(crops.shape)[part] = made

@@ -142,6 +142,8 @@ class ViewLoader:
             for row in rows:
                 picture, scale = self._open(making, row)
                 self.maker.make(picture, scale, making.draws, row, making.memory)
+            if making.memory.dtype == torch.float32:
+                self.maker.strengthen(making.draws, rows, making.memory)
             return making
         crops = [self._crops(making, row) for row in rows]
         part = slice(rows.start, rows.stop)

@@ -89,6 +89,8 @@ def test_strong_views_are_those_of_the_batched_path(name):
     draws.boxes[:] = 0, 0, 20, 20
     for i in range(6):
         maker.make(picture, 1, draws, i, out.flatten())
+    for rows in (range(2), range(2, 6)):
+        maker.strengthen(draws, rows, out.flatten())
     want = augment.color(picture.expand(6, -1, -1, -1), row, fold(key, 0), Normalize())
     assert torch.equal(out, want)
 
