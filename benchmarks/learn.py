@@ -156,11 +156,6 @@ ARMS = {
             *("optim.lr=0.003", "optim.lr_rule=none", "optim.schedule.warmup_epochs=1"),
         ),
     ),
-    "pic": small(1500, "limit=4000", CROPS, *GENTLE, *SGD),
-    "exemplar_cnn": small(
-        *(1000, "limit=2000", *SGD, "optim.lr=0.05", EVEN, "optim.schedule.warmup_epochs=1"),
-        *("method.samples=0", "method.hidden=512", "method.dropout=0.2"),
-    ),
     # Never run: settings as MAE's. Codes are mean colors; method.tokenizer takes a run's folder.
     "beit": Arm(
         backbone="beit_pico_shared_patch4_32",
@@ -220,8 +215,8 @@ ARMS = {
     ),
     # Never run: settings as those of the nearest relative above.
     "simclr_v2": small(500, CROPS, *SGD, "method.temperature=0.2"),
-    "infomin": small(1600, CROPS, *KEYS, *ADAM),
-    "clsa": small(1200, *CROPS_2, *KEYS, *ADAM),
+    "infomin": small(1800, CROPS, *KEYS, *ADAM, EVEN, "method.temperature=0.07"),
+    "clsa": small(1000, *CROPS_2, *KEYS, *ADAM, EVEN, "method.temperature=0.07"),
     "moby": vit(*KEYS_OF_VIT),
     "ibot": vit(*DINO_OF_VIT),
     "dinov2": vit(*DINO_OF_VIT),

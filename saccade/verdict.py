@@ -142,17 +142,19 @@ def sentence(gains: Sequence[Gain], points: Sequence[Point]) -> str:
         later = [g for g in gains if g.labels > helps[-1].labels]
         if later:
             words.append(f"From {later[0].labels:,} labels on no gain is seen.")
-        else:
+        elif helps[-1] != top:
             words.append(f"It still adds {_points(helps[-1].interval)} with {helps[-1].labels:,}.")
     else:
         words.append(f"Not shown to be worth it: no gain at {_counts(gains)} labels.")
     if harms:
         words.append(f"It harms at {_counts(harms)} labels.")
-    simple = [g.labels for g in gains if _simple(points, g)]
+    simple = [g for g in gains if _simple(points, g) >= _mean(points, g.best, g.labels)]
     if simple:
+        most = simple[-1]
         words.append(
-            f"With {', '.join(f'{n:,}' for n in simple)} labels color or gradient histograms"
-            " do as well without any network."
+            f"With {_counts(simple)} labels color or gradient histograms do as well or better"
+            f" without any network: {100 * _simple(points, most):.1f} against"
+            f" {100 * _mean(points, most.best, most.labels):.1f} % with {most.labels:,}."
         )
     return " ".join(words)
 
@@ -254,10 +256,13 @@ def _own(name: str) -> tuple[str, str]:
     return f"{name}, frozen", f"{name}, all layers"
 
 
-def _simple(points: Sequence[Point], at: Gain) -> bool:
-    """Whether a baseline without a network has a mean as high as the best arm with pretraining."""
-    mean = {p.arm: float(np.mean(p.values)) for p in points if p.labels == at.labels}
-    return max(mean[name] for name in TRIVIAL) >= mean[at.best]
+def _mean(points: Sequence[Point], arm: str, labels: int) -> float:
+    return next(float(np.mean(p.values)) for p in points if (p.arm, p.labels) == (arm, labels))
+
+
+def _simple(points: Sequence[Point], at: Gain) -> float:
+    """The best mean of what needs no network."""
+    return max(_mean(points, name, at.labels) for name in TRIVIAL)
 
 
 def _counts(gains: Sequence[Gain]) -> str:

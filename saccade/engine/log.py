@@ -13,6 +13,7 @@ from typing import Any
 from ..core import Clock
 
 LOG = "metrics.jsonl"
+REDRAWN, REPEATED = 0.2, 60.0  # seconds between two of a counter's lines: on a terminal, elsewhere
 
 
 class Recorder:
@@ -94,17 +95,20 @@ class Rate:
 
 
 def counter(what: str) -> Callable[[int, int], None]:
-    """Progress of long work as one line on a terminal: told how many of how many are done."""
-    last = 0.0
+    """Progress of long work, told how many of how many are done: one line on a terminal.
+
+    Elsewhere it is a line a minute, and none of shorter work.
+    """
+    last = time.perf_counter()
 
     def told(done: int, total: int) -> None:
         nonlocal last
-        now = time.perf_counter()
-        if sys.stderr.isatty() and (now - last > 0.2 or done == total):
-            last = now
-            print(f"\rsaccade: {what} {done}/{total}", end="", file=sys.stderr, flush=True)
-            if done == total:
-                print(file=sys.stderr)
+        now, live = time.perf_counter(), sys.stderr.isatty()
+        if now - last < (REDRAWN if live else REPEATED) and not (live and done == total):
+            return
+        last = now
+        start, end = ("\r", "\n" if done == total else "") if live else ("", "\n")
+        print(f"{start}saccade: {what} {done}/{total}", end=end, file=sys.stderr, flush=True)
 
     return told
 

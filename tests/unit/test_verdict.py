@@ -51,7 +51,11 @@ def test_the_sentence_says_from_where_on_nothing_is_gained():
     assert text.startswith("Worth it: +21.0")
     assert "From 90 labels on no gain is seen." in text
     _, text = judged(few)
-    assert "It still adds +21.0" in text
+    assert "still adds" not in text  # it was said already
+    last = points(
+        90, frozen=(0.4, 0.41, 0.42), trained=(0.1,) * 3, random=(0.2,) * 3, scratch=(0.3,) * 3
+    )
+    assert "It still adds +11.0 (+8.5 to +13.5) with 90." in judged(few, last)[1]
     assert judged(many)[1].startswith("Not shown to be worth it: no gain at 90 labels.")
 
 
@@ -67,7 +71,8 @@ def test_harm_and_simple_baselines_are_named():
         )
     )
     assert "It harms at 20 labels." in text
-    assert "With 20 labels color or gradient histograms do as well" in text
+    assert "With 20 labels color or gradient histograms do as well or better" in text
+    assert text.endswith("25.0 against 21.0 % with 20.")
 
 
 @pytest.fixture
