@@ -407,6 +407,7 @@ class Method(Task, Generic[E]):
 
     encoder: E  # what trains
     remedy: ClassVar[str] = "lower optim.lr"  # what is said where a run collapses
+    labelled: ClassVar[bool] = False  # whether it trains on labels
 
     def kept(self) -> Backbone:
         """What the user takes home: the encoder, or the teacher where the paper keeps that."""

@@ -161,6 +161,11 @@ def total_steps(run: Run, loader: ViewLoader | StreamLoader) -> int:
 def make_loader(
     run: Run, method: Method, train: Source, device: torch.device
 ) -> ViewLoader | StreamLoader:
+    if method.labelled and train.labels is None:
+        raise ValueError(
+            f"setting method: {run.name} needs labels and the data has none; "
+            "give a folder for each class, or choose simclr"
+        )
     if isinstance(train, Stream):
         return StreamLoader(
             train,

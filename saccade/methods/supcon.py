@@ -28,6 +28,8 @@ COLOR = (0.8, 0.8, 0.8, 0.2)
 
 
 class SupCon(Method[Backbone]):
+    labelled = True
+
     @dataclass(frozen=True, kw_only=True)
     class Config:
         hidden: int = 2048
@@ -63,10 +65,7 @@ class SupCon(Method[Backbone]):
 def classes(batch: Views) -> Int[Tensor, "b"]:
     """Class of each image, and below 0 a number of its own for each without."""
     if batch.labels is None:
-        raise ValueError(
-            "setting method: supcon needs labels and the data has none; "
-            "give a folder for each class, or choose simclr"
-        )
+        raise ValueError("SupCon needs labels, and this batch has none")
     return torch.where(batch.labels < 0, -1 - batch.index, batch.labels)
 
 

@@ -115,6 +115,8 @@ def wrong(pictures, tmp_path):
     empty.mkdir()
     pickle = tmp_path / "unsafe.pth"
     torch.save({"state_dict": Unsafe()}, pickle)
+    bare = tmp_path / "bare.npz"
+    np.savez(bare, x=np.zeros((32, 32, 32, 3), np.uint8))
     other = tmp_path / "other.pth"
     torch.save({"layer": torch.zeros(3)}, other)
     run = ["pretrain", pictures, *TINY, "--steps", 1, "--out", tmp_path / "x"]
@@ -145,6 +147,7 @@ def wrong(pictures, tmp_path):
             "nkk",
         ],
         "unknown list": ["list", "method"],
+        "no labels": ["pretrain", bare, *run[2:], "--method", "supcon"],
     }
 
 
@@ -174,6 +177,7 @@ MISTAKES = {
     "bad device": "batch_size",  # 32 pictures do not divide over 3 ranks
     "unknown protocol": "nkk",
     "unknown list": "did you mean methods",
+    "no labels": "supcon needs labels",
 }
 
 
@@ -187,6 +191,7 @@ def test_a_mistake_gets_one_line_and_exit_2(wrong, mistake, capsys, tmp_path):
     assert "Traceback" not in said.err
     assert "ran" not in said.out
     assert (tmp_path / "used" / "thesis.txt").read_text() == "mine"
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_exit_1(pictures, tmp_path, capsys):

@@ -102,9 +102,9 @@ def test_both_views_share_one_pass_and_features_are_those_of_the_first():
     assert [type(m) for m in task.projector] == [nn.Linear, nn.ReLU, nn.Linear]
 
 
-def test_data_without_labels_is_refused():
+def test_a_batch_without_labels_is_refused():
     batch = dataclasses.replace(noise(), labels=None)
-    with pytest.raises(ValueError, match=r"setting method: supcon needs labels .* choose simclr"):
+    with pytest.raises(ValueError, match="needs labels"):
         build("supcon")(batch, CLOCK)
 
 
