@@ -6,7 +6,9 @@ The npz holds x, y, xt, yt: uint8 [N, 32, 32, 3] and labels in the official orde
 through the product's command line: `saccade pretrain`, then `saccade evaluate` of the encoder as it
 was before training (`initial`) and after. The bank of neighbors, and the training set of a linear
 probe, is the pictures that the run trained on; the test pictures are all 10,000. Baselines need no
-network. A run that stands in the JSON file is not run again, so a stopped benchmark goes on.
+network. A run that stands in the JSON file is not run again, so a stopped benchmark goes on. With
+`--labels N` both encoders are also trained further, all layers, on as many labels and for the same
+number of steps: `initial` so is the network from scratch.
 
 Accuracies are fractions; `low` and `high` end 95 % intervals: by bootstrap over test pictures
 within a run (gains are paired over them), by Student's t over seeds in `summary`.
@@ -232,6 +234,10 @@ ARMS = {
 PICTURES = 20_000  # of training
 WORKERS = 2
 QUIET = "engine.log_every=50"
+TUNING = (
+    *("optim.name=adamw", "optim.lr=0.001", "optim.lr_rule=none", "optim.weight_decay=0.05"),
+    *("optim.schedule.warmup_epochs=2", QUIET),
+)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -256,6 +262,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--pictures", type=int, default=PICTURES, help="training pictures")
     parser.add_argument("--steps", type=int, default=0, help="0: as in ARMS")
+    parser.add_argument("--labels", type=int, default=0, help="to train all layers on; 0: do not")
+    parser.add_argument("--tune-steps", type=int, default=600, help="of that, of 128 pictures")
     parser.add_argument("--runs", type=Path, help="keep the run folders here")
     args = parser.parse_args(arguments)
     if strange := sorted(set(args.methods.split(",")) - set(ARMS)):
@@ -266,6 +274,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def begin(args: argparse.Namespace) -> dict[str, Any]:
     """The report so far, or a new one with its baselines."""
     settings = {"pictures": args.pictures, "steps": args.steps}
+    if args.labels:
+        settings |= {"labels": args.labels, "tune_steps": args.tune_steps}
     if args.json.exists():
         report = json.loads(args.json.read_text())
         if report["settings"] != settings:
@@ -279,7 +289,7 @@ def begin(args: argparse.Namespace) -> dict[str, Any]:
         "bench": "learn",
         "command": f"python benchmarks/learn.py cifar10.npz --json {args.json.name} "
         f"--methods {args.methods} --seeds {args.seeds} --pictures {args.pictures} "
-        f"--steps {args.steps}",
+        f"--steps {args.steps} --labels {args.labels} --tune-steps {args.tune_steps}",
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
         "versions": versions(),
@@ -309,7 +319,11 @@ def run(args: argparse.Namespace, method: str, seed: int, out: Path) -> dict[str
     began, used = time.perf_counter(), cpu_seconds()
     saccade(pretrain)
     seconds, cpu = time.perf_counter() - began, cpu_seconds() - used
-    before, after = (evaluate(args, arm, seed, out / folder) for folder in ("initial", "backbone"))
+    before, after = (
+        evaluate(args, arm, seed, out / folder)
+        + (tune(args, seed, out / folder) if args.labels else [])
+        for folder in ("initial", "backbone")
+    )
     gains = {
         f"{a.protocol} {a.metric}": asdict(evals.gain(a, b))
         for a, b in zip(before, after, strict=True)
@@ -362,6 +376,25 @@ def evaluate(args: argparse.Namespace, arm: Arm, seed: int, weights: Path) -> li
     return [Result(**{**r.to_dict(), "model": weights.name}) for r in read_results(file)]
 
 
+def tune(args: argparse.Namespace, seed: int, weights: Path) -> list[Result]:
+    """All layers trained on some labels."""
+    out = weights.parent / f"tuned-{weights.name}"
+    saccade(
+        [
+            *("train", "classify", f"cifar10:{args.data}", "--weights", str(weights)),
+            *("--steps", str(args.tune_steps), "--batch-size", "128", "--seed", str(seed)),
+            *("--workers", str(WORKERS), "--out", str(out), "--resume"),
+            *(
+                word
+                for s in (*TUNING, f"system.labels.count={args.labels}")
+                for word in ("--set", s)
+            ),
+        ]
+    )
+    found = [r for r in read_results(out / "results.json") if r.metric == "top1"]
+    return [Result(**{**r.to_dict(), "model": weights.name}) for r in found]
+
+
 def saccade(words: list[str]) -> None:
     ended = subprocess.run([sys.executable, "-m", "saccade", *words])
     if ended.returncode:
@@ -405,12 +438,16 @@ def show(report: dict[str, Any]) -> None:
     for r in report["baselines"]:
         print(f"{r['protocol']:32} {100 * r['value']:5.1f} %")
     for method, found in report["summary"].items():
-        figure = found["figures"][found["headline"]]
-        before, after = (100 * figure[arm]["value"] for arm in ("random", "pretrained"))
+        tuned = [name for name in found["figures"] if name.startswith("classify")]
+        for name in (found["headline"], *tuned):
+            figure = found["figures"][name]
+            before, after = (100 * figure[arm]["value"] for arm in ("random", "pretrained"))
+            print(
+                f"{method + ', ' + name:32} {before:5.1f} % -> {after:5.1f} %"
+                f"  gain {percent(figure['gain'])}"
+            )
         print(
-            f"{method + ', ' + found['headline']:32} {before:5.1f} % -> {after:5.1f} %"
-            f"  gain {percent(figure['gain'])}, smallest {100 * found['smallest_gain']:+.1f},"
-            f" wanted {100 * found['wanted']:+.0f}"
+            f"    smallest {100 * found['smallest_gain']:+.1f}, wanted {100 * found['wanted']:+.0f}"
         )
 
 
