@@ -5,7 +5,9 @@ A round times each arm once, one after the other, so that a machine that slows d
 forward on those that a teacher sees. `saccade`: the method as the engine runs it, with optimizer
 and hooks. `lightly`: its modules put together as its documentation does, around the same encoder,
 with optimizer and momentum update. `unmasked`: MAE that hides one patch alone, as near as it comes
-to encoding whole pictures. No arm counts the loading of pictures.
+to encoding whole pictures. `crops` and `large`, of views of several sizes: the bare encoder's
+forward and backward on all views, and on the largest ones alone; `share` is what their pixels say
+this ratio should be. No arm counts the loading of pictures.
 
 One thread of a CPU is timed by the processor time of the process, which other work on the machine
 does not stretch; anything else by the clock on the wall. `bytes` is the most that was alive at any
@@ -131,8 +133,14 @@ def run_step(
         "machine": machine(),
         "versions": versions(),
         "held": _held(methods.get(method)(cfg, copy.deepcopy(encoder))),
-        **_measured(arms, rounds),
+        **_measured(arms, rounds, _share(cfg.views)),
     }
+
+
+def _share(views: tuple[View, ...]) -> float:
+    """Pixels of all views over those of the largest."""
+    areas = [view.size**2 for view in views for _ in range(view.count)]
+    return sum(areas) / sum(a for a in areas if a == max(areas))
 
 
 def _held(task: Method) -> dict[str, int]:
@@ -150,13 +158,16 @@ def _counted(cfg: Any, images: int) -> Any:
     return replace(cfg, images=images) if "images" in {f.name for f in fields(cfg)} else cfg
 
 
-def _measured(arms: dict[str, Work], rounds: int) -> dict[str, Any]:
+def _measured(arms: dict[str, Work], rounds: int, share: float) -> dict[str, Any]:
     """Seconds and bytes of every arm, and ratios between them."""
     seconds = interleave(arms, rounds, time.process_time if _single() else _now)
     rows = {
         arm: {"seconds": s, "bytes": peak(arms[arm]), **spread(s)} for arm, s in seconds.items()
     }
-    return {"arms": rows, "ratios": ratios(seconds)}
+    found = ratios(seconds)
+    if "crops / large" in found:
+        found["crops / large"]["share"] = share
+    return {"arms": rows, "ratios": found}
 
 
 def named(method: str, backbone: str, image_size: int, recipe: str) -> BackboneConfig:
@@ -206,13 +217,13 @@ def interleave(
 def ratios(seconds: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
     """Ours to bare, to unmasked, lightly's to bare, ours to lightly's, in the better layouts."""
     best = {}
-    for side in ("bare", "saccade", "lightly", "unmasked"):
+    for side in ("bare", "saccade", "lightly", "unmasked", "crops", "large"):
         arms = [arm for arm in seconds if arm.partition("/")[0] == side]
         if arms:
             best[side] = min(arms, key=lambda arm: statistics.median(seconds[arm]))
     found = {}
     pairs_of_sides = [("saccade", b) for b in ("bare", "unmasked", "lightly")]
-    for a, b in (*pairs_of_sides, ("lightly", "bare")):
+    for a, b in (*pairs_of_sides, ("lightly", "bare"), ("crops", "large")):
         if a in best and b in best:
             pairs = zip(seconds[best[a]], seconds[best[b]], strict=True)
             found[f"{a} / {b}"] = {**spread([x / y for x, y in pairs]), "of": [best[a], best[b]]}
@@ -279,6 +290,11 @@ def _arms(method: str, cfg: Any, encoder: Backbone, batch: Views) -> dict[str, W
         builders["lightly"] = lambda net, b: _lightly_simclr(cfg, net, b.images)
     if method == "moco":
         builders["lightly"] = lambda net, b: _lightly_moco(cfg, net, b.images)
+    sizes = [x.shape[-1] for x in batch.images]
+    if PASSES[method].trained == ALL and min(sizes) < max(sizes):
+        some = Passes(slice(0, sizes.count(max(sizes))), NONE)  # the largest come first
+        builders["crops"] = lambda net, b: _bare(Passes(ALL, NONE), net, b.images)
+        builders["large"] = lambda net, b: _bare(some, net, b.images)
     layouts = ["contiguous"] if isinstance(encoder, PatchBackbone) else list(LAYOUTS)
     arms = {}
     for side, layout in itertools.product(builders, layouts):

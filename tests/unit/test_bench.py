@@ -82,7 +82,15 @@ def test_methods_without_a_bench_are_known():
 def test_dino_is_timed_over_all_its_crops():
     done = step("dino")
     assert [v["size"] for v in done["settings"]["method_config"]["views"]] == [32, 32, 14]
-    assert set(done["ratios"]) == {"saccade / bare"}
+
+
+def test_crops_of_two_sizes_stand_beside_the_large_ones_and_the_share_of_their_pixels():
+    done = step("dino")
+    ratio = done["ratios"]["crops / large"]
+    sizes = [32, 32, *[14] * 8]
+    assert ratio["share"] == pytest.approx(sum(s * s for s in sizes) / (2 * 32 * 32))
+    assert {arm.partition("/")[0] for arm in ratio["of"]} == {"crops", "large"}
+    assert "crops / large" not in step("simclr")["ratios"]
 
 
 def test_crops_keep_their_proportion_in_whole_patches():
