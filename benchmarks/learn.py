@@ -88,6 +88,21 @@ def vit(*sets: str) -> Arm:
     )
 
 
+def pixels(*sets: str) -> Arm:
+    """An arm that compares the cells of maps, of 4 x 4 here."""
+    return Arm(
+        backbone="resnet10_w16",
+        steps=800,
+        batch_size=64,
+        wanted=0.08,
+        sets=(
+            *("backbone.stem=small", "backbone.image_size=32", WARM, *CROPS_2, *SGD),
+            *("method.views.0.size=32", "method.views.1.size=32"),
+            *("method.hidden=512", "method.dim=128", "method.momentum=0.9", *sets),
+        ),
+    )
+
+
 def masked(backbone: str, *sets: str) -> Arm:
     """An arm of a small ViT that fills in patches, judged by a linear classifier."""
     return Arm(
@@ -219,6 +234,8 @@ ARMS = {
     "simclr_v2": small(500, CROPS, *SGD, "method.temperature=0.2"),
     "infomin": small(1800, CROPS, *KEYS, *ADAM, EVEN, "method.temperature=0.07"),
     "clsa": small(1000, *CROPS_2, *KEYS, *ADAM, EVEN, "method.temperature=0.07"),
+    "pixpro": pixels(),
+    "pixcontrast": pixels(),
     "moby": vit(*KEYS_OF_VIT),
     "ibot": vit(*DINO_OF_VIT),
     "dinov2": vit(*DINO_OF_VIT),
