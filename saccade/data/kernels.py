@@ -12,6 +12,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -117,16 +118,20 @@ def library() -> Library:
 def _kept() -> bytes | None:
     """Machine code from disk, if it is whole and for this machine and source."""
     for folder in _folders():
-        path = folder / f"kernels-{_key()}.o"
-        if path.is_file():
-            digest, code = (data := path.read_bytes())[:32], data[32:]
-            if hashlib.sha256(code).digest() == digest:
-                return code
+        try:
+            data = (folder / f"kernels-{_key()}.o").read_bytes()
+        except OSError:
+            continue
+        digest, code = data[:32], data[32:]
+        if hashlib.sha256(code).digest() == digest:
+            return code
     return None
 
 
 def _made() -> bytes:
     """Machine code compiled now, and kept where that is possible."""
+    if sys.stderr.isatty():
+        print("saccade: compiling views for this machine, once", file=sys.stderr, flush=True)
     from . import compiled
 
     code = compiled.machine_code()
@@ -135,6 +140,7 @@ def _made() -> bytes:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
                 file.write(hashlib.sha256(code).digest() + code)
+            os.chmod(file.name, 0o644)  # for everyone who uses this installation
             os.replace(file.name, folder / f"kernels-{_key()}.o")
             break
         except OSError:
