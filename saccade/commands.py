@@ -13,9 +13,6 @@ import torch
 from rich.console import Console
 
 from . import (
-    bench,
-    bench_attention,
-    bench_data,
     config,
     embedding,
     evals,
@@ -29,6 +26,9 @@ from . import (
     verdict,
     weights,
 )
+from .bench import attention as attention_bench
+from .bench import data as data_bench
+from .bench import step as step_bench
 from .data import packing
 from .data.source import open_source
 from .engine import distributed
@@ -330,10 +330,10 @@ def run_bench_step(
         "recipe": recipe,
     }
     if "," in method:
-        found = bench.run_steps(method.split(","), **settings)
-        _deliver(found, json_out, bench.show_steps)
+        found = step_bench.run_steps(method.split(","), **settings)
+        _deliver(found, json_out, step_bench.show_steps)
     else:
-        _deliver(bench.run_step(method, **settings), json_out, bench.show)
+        _deliver(step_bench.run_step(method, **settings), json_out, step_bench.show)
 
 
 def run_bench_attention(
@@ -346,7 +346,7 @@ def run_bench_attention(
     *,
     peers: bool = False,
 ) -> None:
-    found = bench_attention.run_attention(
+    found = attention_bench.run_attention(
         sizes=_whole(sizes),
         channels=channels,
         batch_size=batch_size,
@@ -354,8 +354,8 @@ def run_bench_attention(
         beside=peers,
     )
     if plot:
-        bench_attention.plot(found, Path(plot))
-    _deliver(found, json_out, bench_attention.show)
+        attention_bench.plot(found, Path(plot))
+    _deliver(found, json_out, attention_bench.show)
 
 
 def _whole(sizes: str) -> tuple[int, ...]:
@@ -374,7 +374,7 @@ def run_bench_data(
     image_size: int,
     json_out: str,
 ) -> None:
-    found = bench_data.run_data(
+    found = data_bench.run_data(
         data,
         views=views,
         threads=threads,
@@ -382,7 +382,7 @@ def run_bench_data(
         rounds=rounds,
         image_size=image_size,
     )
-    _deliver(found, json_out, bench_data.show)
+    _deliver(found, json_out, data_bench.show)
 
 
 def pictures_for(loaded: weights.Loaded, data: str, n: int = 8) -> torch.Tensor:

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from . import bench_attention, config, evaluation, microscope, pretraining, training, weights
+from . import config, evaluation, microscope, pretraining, training, weights
 from . import run as runs
+from .bench import attention as attention_bench
 from .data.detection import open_annotated
 from .data.segmentation import Pairs, open_masked
 from .data.source import Subset, open_source
@@ -183,7 +184,7 @@ def _degeneracy(study: Study, arm: Arm, found: Path, settings: dict[str, Any]) -
 
 def _growth(study: Study, arm: Arm) -> float:
     """The exponent of time or memory in the number of positions."""
-    found = bench_attention.run_attention(
+    found = attention_bench.run_attention(
         sizes=SIZES, channels=CHANNELS, batch_size=1, rounds=ROUNDS, names=(arm.mechanism,)
     )
     return float(found["arms"][arm.mechanism]["growth"][study.metric])

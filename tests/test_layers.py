@@ -47,16 +47,10 @@ ANYTHING |= {
     "doctor",
     "data_report",
     "api",
-    "bench_attention",
-    "bench_memory",
-    "bench_data",
     "verdict",
     "searching",
-    "cli_bench",
     "reproduction",
     "study_runs",
-    "cli_report",
-    "cli_labels",
     "propagating",
 }
 

@@ -23,8 +23,8 @@ def propagate(
     json_out: Annotated[str, typer.Option("--json", help="Write the figures as JSON.")] = "",
 ) -> None:
     """Guess the labels of all pictures from a few, by a backbone's features."""
-    from . import evals, propagating
-    from .config import from_dict
+    from .. import evals, propagating
+    from ..config import from_dict
 
     wanted = {"count": labels, "share": share, "file": given}
     values = {"weights": weights, "data": data, "labels": wanted, "algorithm": algorithm}

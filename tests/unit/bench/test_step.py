@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from saccade import cli, methods
-from saccade.bench import PASSES, fitted, interleave, ratios, run_step, run_steps, show_steps
+from saccade.bench import interleave
+from saccade.bench.step import PASSES, fitted, ratios, run_step, run_steps, show_steps
 from saccade.recipe import BackboneConfig
 
 # Those whose encoder sees other pictures than the views, or not as many in every step.

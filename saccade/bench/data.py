@@ -25,14 +25,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from . import methods
-from .bench import Work, interleave, machine, spread, versions
-from .core import View
-from .data.decode import decode
-from .data.loader import ViewLoader
-from .data.source import BadPicture, Source, Subset, open_source
-from .data.threads import ordered
-from .recipe import Normalize
+from .. import methods
+from ..core import View
+from ..data.decode import decode
+from ..data.loader import ViewLoader
+from ..data.source import BadPicture, Source, Subset, open_source
+from ..data.threads import ordered
+from ..recipe import Normalize
+from . import Work, interleave, machine, spread, versions
 
 KERNEL = 0.1  # of a view's side: width of torchvision's blur
 BATCH = 16

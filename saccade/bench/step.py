@@ -1,6 +1,5 @@
 """What one training step costs: ours, the bare encoder, and lightly's modules, in turn.
 
-A round times each arm once, one after the other, so that a machine that slows down slows all.
 `bare`: the encoder's forward and backward on the pictures that the method trains on, and its
 forward on those that a teacher sees. `saccade`: the method as the engine runs it, with optimizer
 and hooks. `lightly`: its modules put together as its documentation does, around the same encoder,
@@ -11,7 +10,7 @@ this ratio should be. No arm counts the loading of pictures.
 
 One thread of a CPU is timed by the processor time of the process, which other work on the machine
 does not stretch; anything else by the clock on the wall. `bytes` is the most that was alive at any
-time of a step, above weights, momenta and pictures (see `bench_memory`); `held` what a method keeps
+time of a step, above weights, momenta and pictures (see `memory`); `held` what a method keeps
 beside its encoders, part by part: heads, queues, a bank or a classifier of `images` pictures.
 """
 
@@ -21,28 +20,24 @@ import copy
 import datetime
 import itertools
 import math
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import __version__, backbones, methods
-from .bench_memory import peak
-from .config import suggest
-from .core import Backbone, Clock, Method, PatchBackbone, View, Views
-from .engine import optim
-from .engine.distributed import device as this_device
-from .nn.random import keys
-from .recipe import BackboneConfig, Optim
-
-Work = Callable[[], None]  # one step of an arm
+from .. import backbones, methods
+from ..config import suggest
+from ..core import Backbone, Clock, Method, PatchBackbone, View, Views
+from ..engine import optim
+from ..engine.distributed import device as this_device
+from ..nn.random import keys
+from ..recipe import BackboneConfig, Optim
+from . import Work, interleave, machine, spread, versions, wall
+from .memory import peak
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 OPTIM = Optim(name="sgd", lr=0.01, weight_decay=1e-4)  # of every arm but `bare`
@@ -160,7 +155,7 @@ def _counted(cfg: Any, images: int) -> Any:
 
 def _measured(arms: dict[str, Work], rounds: int, share: float) -> dict[str, Any]:
     """Seconds and bytes of every arm, and ratios between them."""
-    seconds = interleave(arms, rounds, time.process_time if _single() else _now)
+    seconds = interleave(arms, rounds, time.process_time if _single() else wall)
     rows = {
         arm: {"seconds": s, "bytes": peak(arms[arm]), **spread(s)} for arm, s in seconds.items()
     }
@@ -199,21 +194,6 @@ def fitted(method: str, backbone: BackboneConfig, recipe: str = "") -> Any:
     return replace(cfg, views=tuple(map(scaled, cfg.views)))
 
 
-def interleave(
-    arms: dict[str, Work], rounds: int, now: Callable[[], float] | None = None
-) -> dict[str, list[float]]:
-    """Seconds of each arm in each round, after one round that does not count."""
-    now = now or _now
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
-    for lap in range(rounds + 1):
-        for name, work in arms.items():
-            began = now()
-            work()
-            if lap:
-                seconds[name].append(now() - began)
-    return seconds
-
-
 def ratios(seconds: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
     """Ours to bare, to unmasked, lightly's to bare, ours to lightly's, in the better layouts."""
     best = {}
@@ -230,38 +210,8 @@ def ratios(seconds: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return {
-        "system": platform.system(),
-        "processor": platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": gpu,
-    }
-
-
-def versions() -> dict[str, str]:
-    """Of what took part."""
-    others = {name: version(name) for name in ("torch", "torchvision", "timm", "lightly")}
-    return {"python": platform.python_version(), "saccade": __version__, **others}
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, middle, high = torch.tensor(values).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
-    return {"median": middle, "low": low, "high": high}
-
-
 def _single() -> bool:
     return torch.get_num_threads() == 1 and not torch.cuda.is_available()
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def _pictures(views: tuple[View, ...], batch_size: int) -> Views:

@@ -8,7 +8,7 @@ from PIL import Image
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from saccade.bench_data import run_data, table, torchvision_transform
+from saccade.bench.data import run_data, table, torchvision_transform
 from saccade.core import View
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork, 3.12

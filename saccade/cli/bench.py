@@ -27,7 +27,7 @@ def bench_step(
     json_out: JsonOut = "",
 ) -> None:
     """One training step beside the bare encoder's, and beside lightly's modules."""
-    from .commands import run_bench_step
+    from ..commands import run_bench_step
 
     run_bench_step(
         method, backbone, image_size, batch_size, rounds, recipe, json_out, images=images
@@ -45,7 +45,7 @@ def bench_data(
     json_out: JsonOut = "",
 ) -> None:
     """Views a second beside lightly, torchvision, the plain DataLoader, and decoding alone."""
-    from .commands import run_bench_data
+    from ..commands import run_bench_data
 
     run_bench_data(data, views, threads, pictures, rounds, image_size, json_out)
 
@@ -63,6 +63,6 @@ def bench_attention(
     json_out: JsonOut = "",
 ) -> None:
     """Time and memory of attention, convolution and lambda layers as the map grows."""
-    from .commands import run_bench_attention
+    from ..commands import run_bench_attention
 
     run_bench_attention(sizes, channels, batch_size, rounds, plot, json_out, peers=peers)

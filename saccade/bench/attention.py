@@ -25,8 +25,8 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from . import __version__
-from .attention import (
+from .. import __version__
+from ..attention import (
     DisentangledNonLocal,
     GlobalContext,
     GlobalLambda,
@@ -35,9 +35,9 @@ from .attention import (
     LocalRelation,
     NonLocal,
 )
-from .bench import Work, interleave, machine, spread
-from .bench_memory import peak
-from .engine.distributed import device as this_device
+from ..engine.distributed import device as this_device
+from . import Work, interleave, machine, spread
+from .memory import peak
 
 HEADS, DEPTH, SCOPE = 4, 16, 23
 # Pixels of the picture.

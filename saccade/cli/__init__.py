@@ -9,10 +9,10 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from .cli_bench import bench
-from .cli_labels import propagate
-from .cli_report import report, serve
-from .errors import RunError
+from ..errors import RunError
+from .bench import bench
+from .labels import propagate
+from .report import report, serve
 
 app = typer.Typer(
     name="saccade",
@@ -77,8 +77,8 @@ def pretrain(
     chosen = {k: v for k, v in flags.items() if v}
     if seed is not None:
         chosen["seed"] = seed
-    from . import run as runs
-    from .commands import run_pretrain
+    from .. import run as runs
+    from ..commands import run_pretrain
 
     run = runs.assemble(
         method=method,
@@ -132,8 +132,8 @@ def train(
         chosen |= {"epochs": epochs, "steps": steps}  # steps of the recipe no longer count
     if seed is not None:
         chosen["seed"] = seed
-    from . import run as runs
-    from .commands import run_train
+    from .. import run as runs
+    from ..commands import run_train
 
     run = runs.assemble_train(
         system=system,
@@ -155,7 +155,7 @@ def predict(
     sets: Sets = [],  # noqa: B006
 ) -> None:
     """Let a trained system look at pictures: boxes and masks; igpt completes or draws them."""
-    from .commands import run_predict
+    from ..commands import run_predict
 
     run_predict(run, pictures, out, sets)
 
@@ -188,8 +188,8 @@ def evaluate(
     json_out: JsonOut = "",
 ) -> None:
     """Measure backbones under named protocols, with 95 % intervals and paired tests."""
-    from .commands import run_evaluate
-    from .evaluation import Request
+    from ..commands import run_evaluate
+    from ..evaluation import Request
 
     beside = Path(weights) if Path(weights).is_dir() else None
     if json_out and json_out != "-":
@@ -227,7 +227,7 @@ def verdict(
     json_out: JsonOut = "",
 ) -> None:
     """Did pretraining help? With it, without it, and from how many labels on it stops to."""
-    from .commands import run_verdict
+    from ..commands import run_verdict
 
     run_verdict(
         (weights, *beside),
@@ -254,7 +254,7 @@ def embed(
     workers: Workers = 2,
 ) -> None:
     """Write path, label and vector of every picture to a parquet file."""
-    from .commands import run_embed
+    from ..commands import run_embed
 
     settings = {"backbone": backbone, "image_size": image_size, "workers": workers}
     run_embed(weights, data, out, split=split, index=index, **settings)  # type: ignore[arg-type]
@@ -272,7 +272,7 @@ def search(
     json_out: JsonOut = "",
 ) -> None:
     """Nearest pictures of an embedded set to a picture, by cosine."""
-    from .commands import run_search
+    from ..commands import run_search
 
     run_search(table, query, weights, top, exact=exact, plot=plot, data=data, json_out=json_out)
 
@@ -290,7 +290,7 @@ def look(
     json_out: JsonOut = "",
 ) -> None:
     """Draw what a network sees: attention, PCA of features, neighbors, reconstructions."""
-    from .looking import run_look
+    from ..looking import run_look
 
     run_look(weights, images, out, kind, query, backbone, image_size, width, json_out)
 
@@ -305,7 +305,7 @@ def export(
     image_size: ImageSize = 0,
 ) -> None:
     """Take a backbone home; the target library loads it and the difference is measured."""
-    from .commands import run_export
+    from ..commands import run_export
 
     run_export(weights, format, out, data, backbone=backbone, image_size=image_size)
 
@@ -322,7 +322,7 @@ def reproduce(
     json_out: JsonOut = "",
 ) -> None:
     """Run a claim of the literature in the small, and say whether it holds here."""
-    from .commands import run_reproduce
+    from ..commands import run_reproduce
 
     run_reproduce(
         study,
@@ -348,7 +348,7 @@ def pack(
     json_out: JsonOut = "",
 ) -> None:
     """Copy pictures into a few large files that are quick to read; kill it and go on."""
-    from .commands import run_pack
+    from ..commands import run_pack
 
     run_pack(
         data,
@@ -370,7 +370,7 @@ def list_(
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Name what there is."""
-    from .listing import listing, show
+    from ..listing import listing, show
 
     show(listing(what), json_)
 
@@ -386,7 +386,7 @@ def doctor(
     json_out: JsonOut = "",
 ) -> None:
     """Check this installation, and a data set: broken files, doubles, statistics, speed."""
-    from .doctor import run_doctor
+    from ..doctor import run_doctor
 
     code = run_doctor(
         data,

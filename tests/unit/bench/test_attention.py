@@ -6,8 +6,8 @@ from PIL import Image
 
 from saccade.attention import NonLocal
 from saccade.attention.feature_pyramid_transformer import CrossAttention
-from saccade.bench_attention import ARMS, SelfAttention, growth, peers, plot, run_attention
-from saccade.bench_memory import Living, peak
+from saccade.bench.attention import ARMS, SelfAttention, growth, peers, plot, run_attention
+from saccade.bench.memory import Living, peak
 from saccade.commands import run_bench_attention
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .config import suggest
+from ..config import suggest
 
 if TYPE_CHECKING:
-    from .report.looked import Asked
+    from ..report.looked import Asked
 
 PROJECTIONS = ("tsne", "pca")
 
@@ -32,7 +32,7 @@ def report(
     asked = _asked(points, projection, workers)
     if out.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"setting out: {out} is not an .html file; name one")
-    from .report.page import write
+    from ..report.page import write
 
     for note in write(runs, out, asked).notes:
         _say(f"not shown. {note}")
@@ -49,7 +49,7 @@ def serve(
 ) -> None:
     """Show the same page in a browser, live while the runs train."""
     asked = _asked(points, projection, workers)
-    from .report.serve import serve as answer
+    from ..report.serve import serve as answer
 
     answer(runs, host, port, asked)
 
@@ -58,7 +58,7 @@ def _asked(points: int, projection: str, threads: int) -> Asked:
     if projection not in PROJECTIONS:
         hint = suggest(projection, PROJECTIONS)
         raise ValueError(f"setting map: {projection!r} is unknown{hint}")
-    from .report.looked import Asked
+    from ..report.looked import Asked
 
     return Asked(points=points, projection=projection, threads=threads)  # type: ignore[arg-type]
 
