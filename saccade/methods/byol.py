@@ -13,8 +13,10 @@ projections that fill all directions and 0 for a constant, goes to 0 too.
 Heads end in a linear layer without bias, as in the official code; lightly and solo-learn keep that
 bias. Official biases in front of a batch norm have no effect and are left out. Deviations: the
 target starts as a copy (the official code draws another seed and saw no difference), brightness
-multiplies where the official code adds, the last norm of a residual block starts at 0 (stabler;
-the paper's figures are with 1), and no linear probe trains along: online kNN takes its place.
+multiplies where the official code adds, strided convolutions pad both sides alike where it pads the
+far one more (its weights, a pickle of JAX arrays, are not read), the last norm of a residual block
+starts at 0 (stabler; the paper's figures are with 1), and no linear probe trains along: online kNN
+takes its place.
 Below 64 images a device, batch statistics must span the devices: all recipes synchronize them.
 """
 

@@ -8,7 +8,8 @@ statistics of its own passes; it is what you keep. The center c is the running m
 logits of all ranks, moved after the loss. Heads have no batch norm
 for transformers; `batch_norm_in_head` brings the official option for convolutional encoders.
 The paper clips each tensor's gradient apart (`optim.clip_by`), and decays whatever has two or more
-axes, prototype gains included. Local crops are smaller: a transformer resamples its positions.
+axes, prototype gains included. Local crops are smaller: a transformer resamples its positions
+as timm does, antialiased, which the official code does not.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ synchronize it. A queue must be a multiple of the batch. Batch norm in front of 
 layers (72.0 % instead of 70.9 % after 100 epochs) is left out. So are biases in front of a head's
 batch norm, which have no effect, and with them the projector's last one: the predictor's norm hides
 it from the loss, so that in the official code it shifts the keys alone and stays as drawn. Warm-up
-starts at 0, the official one at 5e-7.
+starts at 0, the official one at 5e-7; the cosine starts behind it, there at the first step.
 """
 
 from __future__ import annotations

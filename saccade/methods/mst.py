@@ -8,7 +8,8 @@ student sees [MASK] in place of a masked patch's embedding, position kept, and a
 g upsamples all patch tokens to the whole view; x is that view as augmented and normalized.
 `masking=high` hides the most attended patches instead (AttMask, Kakogeorgiou et al. 2022), `random`
 chooses among all with chance p, `none` masks nothing. Attention comes from the teacher's one pass.
-Ties of A are broken by place. Local crops are never masked: no teacher has looked at them.
+Ties of A are broken by place: while a young teacher looks evenly, masks are as good as random, but
+few. Local crops are never masked: no teacher has looked at them.
 
 There is no official code. Ours: g's layers, lambda, the mean over heads and [MASK] before the
 positions. DINO's part is as in `dino`: see there. With few patches little is masked (64 patches,

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from saccade import config, methods
 from saccade.core import Backbone, Method, PatchBackbone
 from saccade.listing import listing
 from saccade.nn.parts import Ema
-from saccade.recipe import Recipe
+from saccade.recipe import Optim, Recipe
 
 NAMES = methods.names()
 FAMILIES = {"contrast", "clusters", "decorrelation", "generative", "instances", "masks", "pixels"}
@@ -110,6 +111,13 @@ def test_config_is_frozen_and_survives_json(name):
         assert again == cfg
         with pytest.raises(dataclasses.FrozenInstanceError):
             cfg.views = ()
+
+
+def test_the_remedy_for_a_collapse_names_settings_that_exist(name):
+    cls = methods.get(name)
+    for front, settings in (("method", cls.Config), ("optim", Optim)):
+        known = {f.name for f in dataclasses.fields(settings)}
+        assert set(re.findall(rf"{front}\.(\w+)", cls.remedy)) <= known
 
 
 def test_recipes_fit_their_encoder_and_say_where_they_come_from(name):

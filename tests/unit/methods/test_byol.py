@@ -39,6 +39,12 @@ def test_each_direction_reaches_from_zero_to_four():
     assert distance(torch.eye(12)[:6], torch.eye(12)[6:]).item() == pytest.approx(2)
 
 
+def test_lengths_do_not_matter():
+    q, z = torch.randn(2, 6, 12).unbind()
+    scales = torch.rand(6, 1) + 0.1
+    torch.testing.assert_close(distance(7 * q, scales * z), distance(q, z))
+
+
 def test_the_total_starts_near_four_for_a_network_of_realistic_width():
     torch.manual_seed(0)
     task = BYOL(BYOL.Config(hidden=256, dim=256), ConvNet()).train()
@@ -69,11 +75,20 @@ def test_momentum_climbs_along_half_a_cosine():
 @pytest.mark.parametrize("momentum", [0.0, 1.0])
 def test_target_at_the_limits_of_momentum(momentum):
     task = build("byol", momentum=momentum)
-    start = copy.deepcopy(task.encoder)
+    start = copy.deepcopy(task)
     train(task, [batch_for("byol")])
-    source = start if momentum else task.encoder
-    for mine, theirs in zip(task.teacher.parameters(), source.parameters(), strict=True):
-        assert torch.equal(mine, theirs)
+    source = start if momentum else task
+    online = (*source.encoder.parameters(), *source.projector.parameters())
+    target = (*task.teacher.parameters(), *task.teacher_projector.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(target, online, strict=True))
+
+
+def test_the_target_starts_as_a_copy_and_the_online_encoder_is_kept():
+    task = build("byol")
+    for mine, source in ((task.teacher, task.encoder), (task.teacher_projector, task.projector)):
+        state = mine.module.state_dict()
+        assert all(torch.equal(v, state[k]) for k, v in source.state_dict().items())
+    assert task.kept() is task.encoder
 
 
 def test_the_target_moves_by_the_new_weights_and_the_momentum_of_the_step():

@@ -63,6 +63,34 @@ def test_center_is_subtracted_before_it_moves():
     torch.testing.assert_close(task.center + shift, other.center)
 
 
+def test_a_constant_added_to_all_teacher_logits_changes_nothing_but_the_center():
+    task, batch = build("dino"), batch_for("dino")
+    other = copy.deepcopy(task)
+    other.teacher_head.register_forward_hook(lambda _, inputs, out: out + 3)
+    torch.testing.assert_close(task(batch, CLOCK).loss, other(batch, CLOCK).loss)
+    torch.testing.assert_close(task.center + 0.3, other.center)
+
+
+@pytest.mark.parametrize("name", ["dino", "ibot", "mst"])
+def test_centers_are_means_in_float32_under_autocast(name):
+    task, logits = build(name), []
+    task.teacher_head.register_forward_hook(lambda _, inputs, out: logits.append(out))
+    with torch.autocast("cpu", torch.bfloat16):
+        task(batch_for(name), CLOCK)
+    assert logits[0].dtype == torch.bfloat16
+    rounded = 0.1 * logits[0].mean(0)
+    torch.testing.assert_close(task.center, 0.1 * logits[0].float().mean(0))
+    assert not torch.equal(task.center, rounded.float())
+
+
+def test_without_sharpening_everything_is_uniform_and_the_loss_is_the_log_of_the_prototypes():
+    flat = {"teacher_temperature": 1e5, "student_temperature": 1e5}
+    step = build("dino", **flat)(batch_for("dino"), CLOCK)
+    assert step.loss.item() == pytest.approx(math.log(12), rel=1e-5)
+    assert step.logs["teacher_entropy"].item() == pytest.approx(math.log(12), rel=1e-5)
+    assert step.logs["teacher_gap"].item() == pytest.approx(0, abs=1e-5)
+
+
 def test_entropy_and_gap_add_up_to_the_loss_and_vanish_for_a_sharp_teacher():
     task = build("dino")
     step = task(batch_for("dino"), CLOCK)

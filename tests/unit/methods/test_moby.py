@@ -125,6 +125,24 @@ def test_the_average_moves_before_the_keys_of_the_next_step():
         torch.testing.assert_close(got, torch.full_like(got, 1 - momentum))
 
 
+def test_momentum_goes_on_where_a_resumed_run_stood():
+    task = build("moby", momentum=0.5)
+    train(task, [batch_for("moby", i) for i in range(2)])
+    again = build("moby", momentum=0.5)
+    again.load_state_dict(task.state_dict())
+    ends = []
+    for t in (task, again):
+        start = t.teacher.module.body[0].weight.clone()
+        t.encoder.body[0].weight.data += 1
+        t.after_update(Clock(2, 4, 2))  # momentum for step 3 of 4
+        momentum = 1 - 0.5 * (1 + math.cos(math.pi * 3 / 4)) / 2
+        want = momentum * start + (1 - momentum) * t.encoder.body[0].weight
+        torch.testing.assert_close(t.teacher.module.body[0].weight, want)
+        ends.append(t.teacher.module.body[0].weight)
+    assert torch.equal(*ends)
+    assert task.kept() is task.encoder
+
+
 def test_without_a_predictor_it_is_symmetric_moco():
     task = moby()
     a, b = torch.randn(2, 3, 3, 2, 2).unbind()

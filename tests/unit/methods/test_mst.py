@@ -1,4 +1,5 @@
 import copy
+import re
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from saccade.nn import random
 from saccade.recipe import BackboneConfig
 
 KEYS = random.keys(0, 0, torch.arange(50))
+WEIGHTS = ("weight", "bias")
 
 
 def mst(encoder=None, **settings):
@@ -74,6 +76,15 @@ def test_certain_masks_are_exactly_the_lowest_patches(num, count):
     for row, chosen in zip(a.tolist(), mask, strict=True):
         lowest = sorted(range(20), key=row.__getitem__)[:count]
         assert chosen.nonzero().flatten().tolist() == sorted(lowest)
+
+
+@pytest.mark.parametrize(("num", "count"), [(2, 98), (4, 49), (8, 24), (16, 12)])
+def test_candidates_among_196_patches_are_those_of_attmasks_low_rule(num, count):
+    a = attentions(n=196)
+    lowest = a.topk(int(196 / num), largest=False).indices
+    mask = mst(num=num, masked_share=1.0).choose(a, KEYS)
+    assert torch.equal(mask, torch.zeros_like(mask).scatter(1, lowest, True))
+    assert (mask.sum(1) == count).all()
 
 
 def test_the_opposite_rule_hides_the_most_attended():
@@ -235,6 +246,14 @@ def test_the_teacher_averages_what_it_shares_and_is_kept():
         task.encoder.embed.weight += 1
     task.after_update(Clock(5, 10, 5))  # halfway: .75
     torch.testing.assert_close(task.teacher.module.embed.weight, start + 0.25)
+
+
+def test_what_is_kept_has_the_keys_of_dinos_files():
+    encoder = create(BackboneConfig(name="vit_nano_patch8_64", image_size=32))
+    names = {re.sub(r"\.\d\.", ".i.", k) for k in mst(encoder).kept().net.state_dict()}
+    layers = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+    each = ("patch_embed.proj", *(f"blocks.i.{layer}" for layer in layers), "norm")
+    assert names == {"cls_token", "pos_embed"} | {f"{k}.{w}" for k in each for w in WEIGHTS}
 
 
 def test_the_last_layer_stays_through_its_frozen_epoch():

@@ -60,6 +60,15 @@ def test_crops_that_do_not_meet_cost_nothing_and_have_no_gradient():
     assert (x.grad == 0).all()
 
 
+def test_the_loss_is_float32_under_autocast():
+    torch.manual_seed(0)
+    x, z = F.normalize(torch.randn(2, 2, 9, 3), dim=-1).unbind()
+    near = torch.rand(2, 9, 9) < 0.3
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = contrast(x, z, near, 0.3)
+    assert torch.equal(loss, contrast(x, z, near, 0.3))
+
+
 def test_negatives_come_from_the_same_image_only():
     torch.manual_seed(0)
     a, b = torch.randn(2, 3, 3, 3, 3)

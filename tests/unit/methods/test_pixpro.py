@@ -143,19 +143,32 @@ def test_propagation_stays_within_one_image():
     torch.testing.assert_close(task.propagate(x)[1:2], task.propagate(x[1:2]))
 
 
+def test_positives_and_propagation_are_float32_under_autocast():
+    torch.manual_seed(0)
+    task, batch = pixpro(layers=0), views(*torch.randn(2, 4, 3, 7, 7))
+    x = batch.images[0]
+    near, y = task.near(batch, (7, 7)), task.propagate(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(task.near(batch, (7, 7)), near)
+        assert torch.equal(task.propagate(x), y)
+        loss = agreement(y, cells(batch.images[1]), near)
+    assert torch.equal(loss, agreement(y, cells(batch.images[1]), near))
+
+
 def test_no_gradient_reaches_the_averaged_network_and_its_momentum_climbs():
     task = build("pixpro", momentum=0.99).train()
     task(batch_for("pixpro"), CLOCK).loss.backward()
     assert all(
         p.grad is None for m in (task.teacher, task.teacher_projector) for p in m.parameters()
     )
-    with torch.no_grad():
-        task.encoder.body[0].weight.fill_(1.0)
-        task.teacher.module.body[0].weight.fill_(0.0)
-    task.after_update(Clock(4, 10, 5))  # before the keys of step 5 of 10
-    torch.testing.assert_close(
-        task.teacher.module.body[0].weight, torch.full((8, 3, 3, 3), 1 - 0.995)
-    )
+    for step, momentum in ((4, 0.995), (9, 1.0)):  # before the keys of steps 5 and 10 of 10
+        with torch.no_grad():
+            task.encoder.body[0].weight.fill_(1.0)
+            task.teacher.module.body[0].weight.fill_(0.0)
+        task.after_update(Clock(step, 10, 5))
+        got = task.teacher.module.body[0].weight
+        torch.testing.assert_close(got, torch.full_like(got, 1 - momentum))
+    assert task.kept() is task.encoder
 
 
 def test_momentum_goes_on_where_a_resumed_run_stood():
