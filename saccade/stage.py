@@ -13,7 +13,7 @@ import torch
 
 from . import config, weights
 from . import run as runs
-from .backbones.timm_adapter import load_timm_state, timm_state
+from .backbones.timm_state import load_timm_state, timm_state
 from .core import Backbone, PatchBackbone, Task
 from .data.bad import Bad
 from .engine import distributed

@@ -26,16 +26,8 @@ from torch import Tensor
 from . import layouts
 from .backbones import create, family
 from .backbones.presets import OWN, PRESETS
-from .backbones.timm_adapter import (
-    Report,
-    ViT,
-    arguments,
-    build,
-    has_small_stem,
-    load_timm_state,
-    native_size,
-    timm_state,
-)
+from .backbones.timm_adapter import ViT, arguments, build, has_small_stem, native_size
+from .backbones.timm_state import Report, load_timm_state, timm_state
 from .config import from_dict, to_dict
 from .core import Backbone
 from .recipe import BackboneConfig, Normalize

@@ -1,16 +1,16 @@
 """timm's networks as `Backbone` and `PatchBackbone`.
 
-State-dict keys of `timm_state` are timm's own. The pooled vector is timm's own too: the CLS token
-after the norm for plain ViTs, the mean of the map for the rest. Two families norm after pooling
-(ConvNeXt, ViTs without CLS): there `features`, `encode` and `layers` norm every position.
+The pooled vector is timm's own: the CLS token after the norm for plain ViTs, the mean of the map
+for the rest. Two families norm after pooling (ConvNeXt, ViTs without CLS): there `features`,
+`encode` and `layers` norm every position. That of a distilled DeiT is the mean of its two tokens.
+
+GELU is exact, where Google's code has an approximation by tanh. Swin pads maps to whole windows,
+and its padding is seen.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
 
@@ -27,11 +27,11 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from ..attention.local_relation import LocalRelation
-from ..core import Backbone, PatchBackbone, PixelBackbone, StagedBackbone
+from ..core import Backbone, PatchBackbone, StagedBackbone
 from ..recipe import BackboneConfig
 from . import names
 from .presets import OWN, PRESETS
-from .relative import RelativeViT, resize
+from .relative import RelativeViT
 
 Family = Literal["resnet", "convnext", "swin", "vit"]
 
@@ -50,16 +50,6 @@ MODULES: dict[str, tuple[Family, dict[str, Any]]] = {
 
 # Layers other than convolutions that make maps smaller: they have no dilated form.
 SHRINKING = (nn.AvgPool2d, nn.MaxPool2d, LocalRelation)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """Which keys of a state did not go into the network one to one."""
-
-    unexpected: tuple[str, ...] = ()  # in the state, not used
-    resized: tuple[str, ...] = ()  # position tables fitted to this picture size
-    missing: tuple[str, ...] = ()  # batch counters, and blocks added to timm's network
-    matched: int = 0  # keys taken
 
 
 class StagedNet(StagedBackbone):
@@ -155,7 +145,7 @@ class StagedNet(StagedBackbone):
 
 
 class FeatureNet(Backbone):
-    """A network known by its last map: ViTs with rotary positions."""
+    """A network known by its last map: ViTs with rotary positions, a ResNet stem or two heads."""
 
     net: Any  # timm's model
 
@@ -165,7 +155,7 @@ class FeatureNet(Backbone):
         self.dim = self.net.num_features
         self.channels = cfg.channels
         self.image_size = cfg.image_size
-        self.stride = self.net.patch_embed.patch_size[0]
+        self.stride = self.net.patch_embed.feat_ratio()
 
     def features(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b d h w"]:
         y = self.net.forward_features(x)
@@ -360,73 +350,6 @@ def native_size(name: str) -> int:
     return found.input_size[-1] if found else BackboneConfig().image_size
 
 
-def timm_net(backbone: Backbone) -> nn.Module:
-    """timm's model inside."""
-    if not isinstance(backbone, FeatureNet | RelativeViT | StagedNet | ViT):
-        raise ValueError(f"backbone: {type(backbone).__name__} is not one of timm's networks")
-    return backbone.net
-
-
-def network(backbone: Backbone) -> nn.Module:
-    """What holds the weights: timm's model inside, or the backbone itself where it is ours."""
-    return backbone if isinstance(backbone, PixelBackbone) else timm_net(backbone)
-
-
-def timm_state(backbone: Backbone) -> dict[str, Tensor]:
-    """Weights under timm's keys, or their own where timm has no such network."""
-    return network(backbone).state_dict()
-
-
-def load_timm_state(backbone: Backbone, state: Mapping[str, Tensor]) -> Report:
-    """Copy weights under timm's keys in; a missing key or a wrong shape raises ValueError."""
-    net, resized = network(backbone), ()
-    own = net.state_dict()
-    used = {k: v for k, v in state.items() if k in own}
-    if isinstance(backbone, ViT) and "pos_embed" in used:
-        fitted = _fit_positions(backbone, used["pos_embed"])
-        resized = ("pos_embed",) if fitted is not used["pos_embed"] else ()
-        used["pos_embed"] = fitted
-    if isinstance(backbone, RelativeViT):
-        fitted = {k: v for k, v in used.items() if _wants_resizing(v, k, own)}
-        used |= {k: resize(v, backbone.grid) for k, v in fitted.items()}
-        resized = tuple(fitted)
-    missing = tuple(k for k in own if k not in used)
-    new = backbone.added if isinstance(backbone, StagedNet) else frozenset()
-    new = new if new.isdisjoint(used) else frozenset()  # all of them, or none
-    absent = [k for k in missing if k not in new and not k.endswith("num_batches_tracked")]
-    if absent:
-        raise ValueError(f"weights: no {_some(absent)} for this backbone; is it the right one?")
-    wrong = [
-        f"{k} is {list(v.shape)}, not {list(own[k].shape)}"
-        for k, v in used.items()
-        if v.shape != own[k].shape
-    ]
-    if wrong:
-        raise ValueError(f"weights: {_some(wrong)}; is it the right backbone and image size?")
-    net.load_state_dict(used, strict=not missing)
-    unexpected = tuple(k for k in state if k not in own)
-    return Report(unexpected=unexpected, resized=resized, missing=missing, matched=len(used))
-
-
-def _fit_positions(backbone: ViT, table: Float[Tensor, "1 m d"]) -> Float[Tensor, "1 n d"]:
-    """A table made for another square picture, resized the way timm does; else as it is."""
-    patches = table.shape[1] - backbone.placed
-    side = math.isqrt(max(patches, 0))
-    if side * side != patches or (side, side) == tuple(backbone.grid):
-        return table
-    return resample_abs_pos_embed(
-        table, list(backbone.grid), [side, side], num_prefix_tokens=backbone.placed
-    )
-
-
-def _wants_resizing(table: Tensor, name: str, own: Mapping[str, Tensor]) -> bool:
-    """Whether a table of distances, square but for three entries, is for other grids than ours."""
-    if not name.endswith("relative_position_bias_table") or table.shape == own[name].shape:
-        return False
-    side = math.isqrt(max(len(table) - 3, 0))
-    return side * side == len(table) - 3 and table.shape[1] == own[name].shape[1]
-
-
 def _module(name: str) -> str:
     """timm's module of a preset or a timm name; an unknown name raises ValueError."""
     known = PRESETS[name].timm if name in PRESETS else name.partition(".")[0]
@@ -469,8 +392,3 @@ def _shrink_stem(net: Any, channels: int) -> None:
     net.conv1 = nn.Conv2d(channels, net.bn1.num_features, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")  # as timm's
     net.maxpool = nn.Identity()
-
-
-def _some(things: list[str]) -> str:
-    shown = ", ".join(things[:3])
-    return shown if len(things) <= 3 else f"{shown} and {len(things) - 3} more"

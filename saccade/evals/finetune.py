@@ -34,7 +34,7 @@ from jaxtyping import Float
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
-from ..backbones.timm_adapter import timm_net
+from ..backbones.timm_state import timm_net
 from ..core import Backbone, PatchBackbone, StrongSet, View
 from ..data.balanced import balanced, write_list
 from ..data.loader import ViewLoader

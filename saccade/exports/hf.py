@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..backbones import family
 from ..backbones.igpt import IGPT
-from ..backbones.timm_adapter import ViT, timm_state
+from ..backbones.timm_adapter import ViT
+from ..backbones.timm_state import timm_state
 from ..core import Backbone
 from ..recipe import BackboneConfig, Normalize
 from ..weights import write_json, write_state

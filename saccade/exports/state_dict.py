@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..backbones.timm_adapter import timm_state
+from ..backbones.timm_state import timm_state
 from ..core import Backbone
 from ..recipe import BackboneConfig, Normalize
 from ..weights import describe, load, write_state

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from ..backbones.presets import OWN
-from ..backbones.timm_adapter import has_small_stem, timm_state
+from ..backbones.timm_adapter import has_small_stem
+from ..backbones.timm_state import timm_state
 from ..core import Backbone
 from ..recipe import BackboneConfig, Normalize
 from ..weights import write_state

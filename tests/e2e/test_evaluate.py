@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from saccade import cli, weights
-from saccade.backbones.timm_adapter import timm_state
+from saccade.backbones.timm_state import timm_state
 
 
 def saccade(*args):

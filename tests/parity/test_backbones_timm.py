@@ -1,11 +1,16 @@
-"""The adapter against timm itself: same weights, same pictures, same numbers."""
+"""The adapter against timm itself, and Swin torchvision's: same weights, same numbers."""
+
+import re
 
 import pytest
 import timm
 import torch
+import torchvision
+from timm.models.swin_transformer import SwinTransformer
 
 from saccade.backbones import create
-from saccade.backbones.timm_adapter import load_timm_state, timm_state
+from saccade.backbones.timm_adapter import StagedNet
+from saccade.backbones.timm_state import load_timm_state, timm_state
 from saccade.recipe import BackboneConfig
 
 
@@ -28,6 +33,8 @@ def pair(name, size, **kwargs):
         ("vit_tiny_patch16_224", 32, {"img_size": 32}),
         ("vit_small_patch14_reg4_dinov2", 28, {"img_size": 28}),
         ("vit_small_patch16_dinov3", 32, {"img_size": 32}),
+        ("vit_tiny_r_s16_p8_224", 64, {"img_size": 64}),
+        ("deit_tiny_distilled_patch16_224", 32, {"img_size": 32}),
     ],
 )
 def test_the_pooled_vector_equals_timms(name, size, kwargs):
@@ -44,6 +51,47 @@ def test_the_map_equals_timms_last_stage(name, size):
         x, indices=1, norm="swin" in name, output_fmt="NCHW", intermediates_only=True
     )
     torch.testing.assert_close(ours.features(x), last, atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["vit_tiny_r_s16_p8_224", "deit_tiny_distilled_patch16_224"])
+def test_the_map_is_made_of_timms_patch_tokens(name):
+    ours, theirs, x = pair(name, 64, img_size=64)
+    y = theirs.forward_features(x)[:, theirs.num_prefix_tokens :]  # [B, N, D]
+    side = 64 // ours.stride
+    for row, column in ((0, 1), (side - 1, 0)):
+        assert torch.equal(ours.features(x)[:, :, row, column], y[:, row * side + column])
+
+
+def named_by_timm(key):
+    """A key of torchvision's Swin."""
+    key = key.replace("features.0.0.", "patch_embed.proj.").replace("0.2.", "patch_embed.norm.")
+    key = key.replace("mlp.0.", "mlp.fc1.").replace("mlp.3.", "mlp.fc2.")
+    key = key.replace("features.patch_embed", "patch_embed")
+    found = re.match(r"features\.(\d)\.(.*)", key)
+    if found is None:
+        return key
+    place, inside = int(found[1]), found[2]
+    return f"layers.{place // 2}.{'blocks' if place % 2 else 'downsample'}.{inside}"
+
+
+@torch.no_grad()
+def test_swin_is_torchvisions():
+    """Two stages of shifted windows, the second without: its map is one window."""
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4]}
+    theirs = torchvision.models.SwinTransformer([4, 4], window_size=[7, 7], **sizes).eval()
+    for p in theirs.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    theirs.head = torch.nn.Identity()
+    net = SwinTransformer(56, num_classes=0, window_size=7, strict_img_size=False, **sizes)
+    ours = StagedNet(net, "swin", BackboneConfig(image_size=56), frozenset()).eval()
+    report = load_timm_state(ours, {named_by_timm(k): v for k, v in theirs.state_dict().items()})
+    assert all(k.endswith("relative_position_index") for k in report.unexpected)
+    x = torch.randn(2, 3, 56, 56)
+    torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-4)
+    tokens = theirs.norm(theirs.features(x)).permute(0, 3, 1, 2)
+    torch.testing.assert_close(ours.features(x), tokens, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from saccade import backbones, weights
-from saccade.backbones.timm_adapter import timm_state
+from saccade.backbones.timm_state import timm_state
 from saccade.recipe import CIFAR_MEAN, CIFAR_STD, BackboneConfig, Normalize
 
 CFG = BackboneConfig(name="resnet10_w16", image_size=32)
@@ -145,6 +145,9 @@ class Code:
 def _broken(kind, path):
     if kind == "code":
         torch.save({"x": Code()}, path)
+    elif kind == "module":  # as lemniscate's files hold their memory bank
+        state = {f"module.{k}": v for k, v in timm_state(built()).items()}
+        torch.save({"state_dict": state, "lemniscate": torch.nn.Linear(2, 2)}, path)
     elif kind == "cut":
         torch.save(timm_state(built()), path)
         path.write_bytes(path.read_bytes()[:5000])
@@ -164,6 +167,7 @@ def _broken(kind, path):
     ("kind", "message"),
     [
         ("code", r"pickled code \(posix\.system\), which is never run"),
+        ("module", r"pickled code \(torch\.nn\..*Linear\), which is never run"),
         ("cut", "cut short or no checkpoint"),
         ("text", "cut short or no checkpoint|pickled code"),
         ("empty", "cut short or no checkpoint"),

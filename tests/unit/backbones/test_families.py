@@ -10,7 +10,8 @@ from toys import ConvNet, noise, train
 from saccade import backbones, weights
 from saccade.attention import LambdaLayer, LocalRelation
 from saccade.backbones.presets import PRESETS
-from saccade.backbones.timm_adapter import StagedNet, load_timm_state, timm_state
+from saccade.backbones.timm_adapter import StagedNet
+from saccade.backbones.timm_state import load_timm_state, timm_state
 from saccade.exports import hf, onnx, state_dict, torchvision
 from saccade.exports import timm as timm_export
 from saccade.methods.simclr import SimCLR
@@ -180,6 +181,15 @@ def test_lambda_resnet50_has_the_published_size():
     biases = 16 * 16  # one for each key channel of each layer in the public count, none here
     assert parameters("lambda_resnet50") == 14_995_848 - biases
     assert macs("lambda_resnet50") == pytest.approx(6.576, rel=0.02)
+
+
+def test_lambda_layers_that_shrink_the_map_average_three_by_three_behind():
+    net = encoder("lambda_resnet50", 224).net
+    for stage in (net.layer2, net.layer3, net.layer4):
+        layer, pool = stage[0].conv2
+        assert isinstance(layer, LambdaLayer)
+        assert (pool.kernel_size, pool.stride, pool.padding) == (3, 2, 1)
+        assert all(isinstance(unit.conv2, LambdaLayer) for unit in stage[1:])
 
 
 def test_the_hybrid_has_lambdas_in_the_last_stages_and_gates_elsewhere():

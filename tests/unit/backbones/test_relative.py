@@ -5,7 +5,7 @@ import torch
 from saccade import weights
 from saccade.backbones import create
 from saccade.backbones.relative import RelativeViT
-from saccade.backbones.timm_adapter import load_timm_state, timm_state
+from saccade.backbones.timm_state import load_timm_state, timm_state
 from saccade.nn.positions import sincos_2d
 from saccade.recipe import BackboneConfig, Normalize
 

@@ -6,12 +6,8 @@ import torch
 from torch import nn
 
 from saccade import backbones
-from saccade.backbones.timm_adapter import (
-    build,
-    load_timm_state,
-    native_size,
-    timm_state,
-)
+from saccade.backbones.timm_adapter import build, native_size
+from saccade.backbones.timm_state import load_timm_state, timm_state
 from saccade.core import Backbone
 from saccade.recipe import BackboneConfig
 
@@ -142,6 +138,33 @@ def test_a_table_for_another_size_is_resized_and_reported():
     report = load_timm_state(large, timm_state(small))
     assert report.resized == ("pos_embed",)
     torch.testing.assert_close(large.net.pos_embed, torch.full((1, 17, 192), 0.25))
+
+
+def test_a_table_of_the_same_size_stays_to_the_bit():
+    one, other = vit(16), vit(16)
+    nn.init.normal_(one.net.pos_embed)
+    assert load_timm_state(other, timm_state(one)).resized == ()
+    assert torch.equal(other.net.pos_embed, one.net.pos_embed)
+    assert torch.equal(other.positions(16, 16), one.net.pos_embed[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "patch", "dim", "depth", "size", "millions"),
+    [
+        ("vit_tiny_patch16_224", 16, 192, 12, 224, 5.72),
+        ("vit_small_patch16_224", 16, 384, 12, 224, 22.05),
+        ("vit_base_patch16_224", 16, 768, 12, 224, 86.567656),
+        ("vit_large_patch16_384", 16, 1024, 24, 384, 304.72),
+    ],
+)
+def test_a_vit_has_the_parameters_of_the_paper(name, patch, dim, depth, size, millions):
+    with torch.device("meta"):
+        encoder = backbones.create(BackboneConfig(name=name, image_size=size))
+    tokens = (size // patch) ** 2 + 1
+    front = dim * (3 * patch**2 + 1) + dim + dim * tokens
+    body = depth * (12 * dim**2 + 13 * dim) + 2 * dim
+    assert sum(p.numel() for p in encoder.parameters()) == front + body
+    assert (front + body + (dim + 1) * 1000) / 1e6 == pytest.approx(millions, abs=5e-3)
 
 
 def test_what_does_not_fit_is_reported_or_refused():

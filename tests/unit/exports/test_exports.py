@@ -12,7 +12,7 @@ from transformers import ViTImageProcessor, ViTModel
 
 from saccade import exports
 from saccade.backbones import create
-from saccade.backbones.timm_adapter import Report, load_timm_state
+from saccade.backbones.timm_state import Report, load_timm_state
 from saccade.errors import RunError
 from saccade.exports import export, proof_path
 from saccade.exports import onnx as onnx_format

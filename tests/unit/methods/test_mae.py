@@ -2,15 +2,18 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from toys import CLOCK, PatchNet, batch_for, build, views
 
+from saccade import backbones, weights
 from saccade.core import View
 from saccade.methods.mae import MAE
 from saccade.nn.functional import take
 from saccade.nn.masking import random_order
 from saccade.nn.patches import patchify
 from saccade.nn.positions import sincos_2d
+from saccade.recipe import BackboneConfig
 
 
 def test_predicting_zero_of_normalized_patches_costs_the_share_of_unbiased_variance():
@@ -91,6 +94,21 @@ def test_position_tables_get_no_gradient_and_everything_else_does():
     without = {n for n, p in task.named_parameters() if p.grad is None}
     assert without == {"encoder.table"}
     assert "decoder.positions" in dict(task.named_buffers())
+
+
+@pytest.mark.parametrize("size", [16, 48])
+def test_positions_for_another_size_are_resized_by_cubics_and_the_row_of_cls_stays(size, tmp_path):
+    net = backbones.create(BackboneConfig(name="vit_pico_patch4_32", image_size=32)).net
+    table = nn.init.normal_(net.pos_embed)
+    decoder = {"decoder_pred.bias": torch.zeros(48), "mask_token": torch.zeros(1, 1, 8)}
+    torch.save({"model": net.state_dict() | decoder}, tmp_path / "x.pth")
+    found = weights.load(tmp_path / "x.pth", backbone="vit_pico_patch4_32", image_size=size)
+    assert (found.layout, found.report.resized) == ("MAE", ("pos_embed",))
+    assert found.report.unexpected == tuple(decoder)
+    grid = (size // 4, size // 4)
+    want = F.interpolate(table[:, 1:].mT.unflatten(2, (8, 8)), grid, mode="bicubic", antialias=True)
+    torch.testing.assert_close(found.backbone.net.pos_embed[:, 1:], want.flatten(2).mT)
+    assert torch.equal(found.backbone.net.pos_embed[:, 0], table[:, 0])
 
 
 def test_the_mask_follows_the_picture_not_its_place_in_the_batch():

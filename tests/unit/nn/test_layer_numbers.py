@@ -4,7 +4,7 @@ import pytest
 from timm.models import group_parameters
 
 from saccade import backbones
-from saccade.backbones.timm_adapter import timm_net
+from saccade.backbones.timm_state import timm_net
 from saccade.nn.layers import numbered
 from saccade.recipe import BackboneConfig
 
