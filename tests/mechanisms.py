@@ -21,9 +21,9 @@ from saccade.attention import (
 class Pyramid(nn.Module):
     """A level of a pyramid of two, as a map to map."""
 
-    def __init__(self):
+    def __init__(self, square=0):
         super().__init__()
-        self.body = FeaturePyramidTransformer(16, 2)
+        self.body = FeaturePyramidTransformer(16, 2, square=square)
 
     def forward(self, x):
         fine, coarse = self.body([x, nn.functional.max_pool2d(x, 2)])
@@ -83,6 +83,7 @@ MADE = {
     "lambda_layer": lambda: LambdaLayer(16, 16, LocalLambda(5)),
     "lambda_layer global": lambda: LambdaLayer(16, 16, GlobalLambda((8, 8))),
     "feature_pyramid_transformer": Pyramid,
+    "feature_pyramid_transformer square": lambda: Pyramid(3),
     "object_relation": lambda: Related(ObjectRelation(16, heads=4, width=8)),
     "duplicate_removal": lambda: Unrepeated(DuplicateRemoval(16)),
     "learned_region_features": Region,

@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..core import Mechanism
-from .non_local import tokens
+from .non_local import single, tokens
 
 Whiten = Literal["channel", "scalar", "none"]
 
@@ -59,7 +59,7 @@ class DisentangledNonLocal(Mechanism):
         q, k = self.pair(x)
         u, v = self.unary(x), self.value(tokens(x))
         with torch.autocast(x.device.type, enabled=False):  # 1 / tau magnifies rounding
-            pair = self.fused(*(t.float() if t.dtype.itemsize < 4 else t for t in (q, k, v)))
+            pair = self.fused(single(q), single(k), single(v))
         y = self.gamma * pair + u[:, None] @ v  # [B, N, C]
         return x + y.mT.unflatten(2, x.shape[2:])
 
@@ -74,16 +74,19 @@ class DisentangledNonLocal(Mechanism):
 
     def attention(self, x: Float[Tensor, "b c *space"]) -> Float[Tensor, "b n n"]:
         """The pairwise rows P, each of sum 1, without the gate."""
-        q, k = self.pair(x)
-        return (q @ k.mT * self.scale).softmax(-1)
+        return self.rows(*self.pair(x))
 
     def look(
         self, x: Float[Tensor, "b c *space"], at: Int[Tensor, "q"]
     ) -> dict[str, Float[Tensor, "b 1 q *space"]]:
         q, k = self.pair(x)
-        pair = (q[:, at] @ k.mT * self.scale).softmax(-1)  # [B, Q, N]
+        pair = self.rows(q[:, at], k)  # [B, Q, N]
         parts = {"pairwise": pair, "unary": self.unary(x)[:, None].expand_as(pair)}
         return {name: y.unflatten(2, x.shape[2:])[:, None] for name, y in parts.items()}
+
+    def rows(self, q: Float[Tensor, "b q d"], k: Float[Tensor, "b n d"]) -> Float[Tensor, "b q n"]:
+        with torch.autocast(q.device.type, enabled=False):
+            return (single(q) @ single(k).mT * self.scale).softmax(-1)
 
     def unary(self, x: Float[Tensor, "b c *space"]) -> Float[Tensor, "b n"]:
         """What every position attends to, U, of sum 1."""

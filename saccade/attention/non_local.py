@@ -100,13 +100,15 @@ class NonLocal(Mechanism):
     def weights(
         self, q: Float[Tensor, "b n d"], k: Float[Tensor, "b m d"]
     ) -> Float[Tensor, "b n m"]:
-        match self.pairing:
-            case "dot_product":
-                return q @ k.mT / k.shape[1]
-            case "concatenation":
-                return self.pairs(q, k) / k.shape[1]
-            case _:
-                return (q @ k.mT * self.scale).softmax(-1)
+        with torch.autocast(q.device.type, enabled=False):  # dots of wide maps leave half's range
+            q, k = single(q), single(k)
+            match self.pairing:
+                case "dot_product":
+                    return q @ k.mT / k.shape[1]
+                case "concatenation":
+                    return self.pairs(q, k) / k.shape[1]
+                case _:
+                    return (q @ k.mT * self.scale).softmax(-1)
 
     def project(
         self, x: Float[Tensor, "b c *space"]
@@ -127,6 +129,11 @@ class NonLocal(Mechanism):
 def tokens(x: Float[Tensor, "b c *space"]) -> Float[Tensor, "b n c"]:
     """The positions of a map in raster order."""
     return x.flatten(2).mT
+
+
+def single(x: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """In single precision, if it was in half."""
+    return x.float() if x.dtype.itemsize < 4 else x
 
 
 def halved(x: Float[Tensor, "b c *space"]) -> Float[Tensor, "b c *smaller"]:

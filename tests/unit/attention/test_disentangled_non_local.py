@@ -101,6 +101,16 @@ def test_a_high_temperature_averages():
     torch.testing.assert_close(rows, torch.full_like(rows, 1 / 12))
 
 
+def test_rows_of_logits_beyond_half_precision_stay_numbers_in_it():
+    made, x = block().float(), 100 * pictures().float()
+    q, k = made.pair(x)
+    assert (q @ k.mT * made.scale).max() > torch.finfo(torch.float16).max
+    with torch.autocast("cpu", torch.float16):
+        found = made.attention(x), made.look(x, torch.arange(12))["pairwise"].flatten(1, 2)
+    for rows in found:
+        torch.testing.assert_close(rows.flatten(2).sum(-1), torch.ones(2, 12))
+
+
 def test_permuted_positions_give_permuted_outputs():
     made, x, order = block(), pictures(), torch.randperm(12)
     shuffled = x.flatten(2)[..., order].unflatten(2, (3, 4))

@@ -137,6 +137,13 @@ def test_rendering_without_a_coarse_map_is_the_fine_one_made_smaller():
     torch.testing.assert_close(y, made.out(down))
 
 
+def test_rendering_of_a_fine_map_of_ones_leaves_the_coarse_one_its_weights():
+    torch.manual_seed(0)
+    made, x = Rendering(C, 1).double(), torch.randn(2, C, 3, 3).double()
+    ones = torch.ones(2, C, 6, 6).double()
+    torch.testing.assert_close(made(x, ones), made.out(made.refine(x) + made.down(ones)))
+
+
 def test_rendering_equals_its_equation():
     torch.manual_seed(0)
     made = Rendering(C, 1).double()
@@ -148,7 +155,15 @@ def test_rendering_equals_its_equation():
     torch.testing.assert_close(made(x, fine), y)
 
 
-@pytest.mark.parametrize("sizes", [[(25, 38), (13, 19), (7, 10), (4, 5)], [(8, 8), (4, 4), (2, 2)]])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [(25, 38), (13, 19), (7, 10), (4, 5)],
+        [(8, 8), (4, 4), (2, 2)],
+        [(33, 17), (17, 9), (9, 5), (5, 3), (3, 2), (2, 1)],
+    ],
+    ids=len,
+)
 @pytest.mark.parametrize("square", [0, 3])
 def test_every_level_keeps_its_size_and_sees_one_map_more_than_there_are(sizes, square):
     made = FeaturePyramidTransformer(4, len(sizes), square=square)
@@ -183,3 +198,10 @@ def test_without_its_parts_it_is_a_convolution():
 def test_gradients_are_those_of_differences(settings):
     x, other = (t.requires_grad_() for t in pair((2, 3), (2, 2)))
     assert torch.autograd.gradcheck(attend(**settings), (x, other))
+
+
+def test_gradients_of_a_whole_pyramid_are_those_of_differences():
+    torch.manual_seed(0)
+    made = FeaturePyramidTransformer(2, 2).double()
+    maps = [torch.randn(1, 2, s, s, dtype=torch.double, requires_grad=True) for s in (3, 2)]
+    assert torch.autograd.gradcheck(lambda *maps: tuple(made(list(maps))), maps)

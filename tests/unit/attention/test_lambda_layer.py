@@ -107,11 +107,19 @@ def test_a_scope_of_one_gives_every_position_its_own_value():
     torch.testing.assert_close(y, v.mT.mT.transpose(1, 2) * positions.table[:, 0, :, :])
 
 
-def test_positions_move_with_the_picture():
-    positions = LocalLambda(3, depth=K).double()
-    v = torch.randn(1, 1, V, 6, 6, dtype=torch.double)
+@pytest.mark.parametrize("positions", [LocalLambda(3, depth=K), GlobalLambda((6, 6), depth=K)])
+def test_positions_move_with_the_picture(positions):
+    v = torch.zeros(1, 1, V, 6, 6, dtype=torch.double)
+    v[..., 1:5, 1:5] = torch.randn(V, 4, 4)
+    positions = positions.double()
     y, moved = positions(v), positions(v.roll((1, 1), (3, 4)))
-    torch.testing.assert_close(moved[..., 2:-1, 2:-1], y[..., 1:-2, 1:-2])
+    torch.testing.assert_close(moved[..., 1:, 1:], y[..., :-1, :-1])
+
+
+def test_a_table_has_a_number_for_every_offset_of_every_channel():
+    for scope, depth, intra in ((23, 16, 1), (7, 16, 4)):
+        made = LocalLambda(scope, depth=depth, intra=intra)
+        assert sum(p.numel() for p in made.parameters()) == scope**2 * depth * intra
 
 
 def test_all_heads_share_their_lambdas():

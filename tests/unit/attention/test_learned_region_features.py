@@ -1,5 +1,7 @@
 """Learned region features against the general form of pooling."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -33,6 +35,15 @@ def middles(size=(5, 7)):
     """x and y of all cells, in raster order."""
     rows, columns = torch.meshgrid(*(torch.arange(s).double() for s in size), indexing="ij")
     return torch.stack([columns.flatten(), rows.flatten()], 1) * STRIDE + STRIDE / 2
+
+
+def test_coordinates_are_sines_and_cosines_of_pixels_with_a_base_of_a_thousand():
+    found = sines(torch.tensor([[3.0, 700.0]]).double(), 6)[0].tolist()
+    want = []
+    for z in (3.0, 700.0):
+        angles = [z / 1000 ** (2 * i / 6) for i in range(3)]
+        want += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+    assert found == pytest.approx(want)
 
 
 def dense_logits(made, x, regions):
@@ -218,6 +229,24 @@ def test_the_prior_equals_its_words():
     w, cells = made.attention(x, REGIONS, STRIDE, WHOLE)
     for mine, used, want in zip(w, cells, logits.softmax(-1), strict=True):
         torch.testing.assert_close(torch.zeros_like(want).index_add(1, used, mine), want)
+
+
+def test_box_and_picture_that_move_together_keep_the_prior_and_not_what_was_learned():
+    made, x = make(prior=True, inside=3, outside=0), maps(size=(8, 8))
+    region, sizes = torch.tensor([[0, 5.0, 6, 17, 14]]).double(), torch.tensor([[32, 32]] * 2)
+    step = torch.tensor([0, STRIDE, STRIDE, STRIDE, STRIDE])
+    moved = made(x.roll((1, 1), (2, 3)), region + step, STRIDE, sizes)
+    assert (moved - made(x, region, STRIDE, sizes)).abs().max() > 1e-3
+    torch.nn.init.zeros_(made.box)
+    moved = made(x.roll((1, 1), (2, 3)), region + step, STRIDE, sizes)
+    torch.testing.assert_close(moved, made(x, region, STRIDE, sizes))
+
+
+def test_the_weights_of_300_regions_are_17_megabytes():
+    regions = REGIONS[:1].float().expand(300, -1)
+    made = LearnedRegionFeatures(C, embedding=4, width=5)
+    w, _ = made.attention(maps().float(), regions, STRIDE, WHOLE)
+    assert w.nbytes == 300 * 49 * (14**2 + 10**2) * 4
 
 
 def test_half_precision_keeps_its_weights():

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from saccade.attention import LocalRelation
+from saccade.attention.local_relation import aggregate
 
 
 def layer(channels=4, **settings):
@@ -82,13 +83,46 @@ def test_a_constant_map_stays_as_it_is_also_at_the_border():
     torch.testing.assert_close(layer()(x), x)
 
 
-def test_without_queries_it_is_a_convolution_with_one_kernel_a_group():
+@pytest.mark.parametrize("part", ["query", "key"])
+def test_without_queries_or_keys_it_is_a_convolution_with_one_kernel_a_group(part):
     made = layer()
-    silent(made.query)
+    silent(made.get_submodule(part))
     kernels = made.geometry(made.offsets).softmax(0).T.unflatten(1, (3, 3))  # [G, 3, 3]
     x = picture()
     y = F.conv2d(x, kernels.repeat_interleave(2, 0)[:, None], padding=1, groups=4)
     torch.testing.assert_close(made(x)[..., 1:-1, 1:-1], y[..., 1:-1, 1:-1])
+
+
+def unfolded(made, x):
+    """The official operator's rule: positions outside have logit -100 and the prior, no value."""
+    k, s, d = made.kernel, made.stride, made.dilation
+    g, pad = made.groups, k // 2 * d
+
+    def windows(y):
+        return F.unfold(y, k, d, pad, s).unflatten(1, (y.shape[1], -1))  # [B, C, O, N]
+
+    q = made.query(x)[..., ::s, ::s].flatten(2)[:, :, None]
+    like = torch.where(windows(torch.ones_like(x[:, :1])) > 0, q * windows(made.key(x)), -100.0)
+    w = (like + made.geometry(made.offsets).T[:, :, None]).softmax(2)  # [B, G, O, N]
+    y = (windows(x).unflatten(1, (g, -1)) * w[:, :, None]).sum(3)
+    return y.flatten(1, 2).unflatten(2, [-(-side // s) for side in x.shape[2:]])
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_values_and_gradients_are_those_of_unfolded_windows(stride, dilation):
+    made = layer(8, kernel=5, stride=stride, dilation=dilation).float()
+    x = picture(2, 8, 9, 7).float().requires_grad_()
+    inputs, found = (x, *made.parameters()), []
+    for y in (made(x), unfolded(made, x)):
+        found.append((y, *torch.autograd.grad(y.cos().sum(), inputs)))
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_with_weights_held_the_output_grows_with_the_picture():
+    made, x = layer(), picture()
+    torch.testing.assert_close(aggregate(3 * x, made.attention(x), 1, 1), 3 * made(x))
 
 
 def test_without_keys_and_prior_it_is_the_mean_of_what_lies_on_the_map():

@@ -155,6 +155,21 @@ def test_a_map_of_one_cell_is_not_pooled_away():
     torch.testing.assert_close(block.attention(x), torch.ones(2, 1, 1).double())
 
 
+def test_dots_beyond_half_precision_stay_numbers_in_it(pairing):
+    torch.manual_seed(0)
+    block, x = NonLocal(64, pairing=pairing, ratio=1, norm=False), 50 * torch.randn(1, 64, 4, 4)
+    for layer in (block.theta, block.phi, block.out):
+        if isinstance(layer, torch.nn.Linear):
+            torch.nn.init.eye_(layer.weight)
+    torch.nn.init.normal_(block.g.weight, std=1e-3)
+    with torch.no_grad(), torch.autocast("cpu", torch.float16):
+        y, rows = block(x) - x, block.attention(x)
+    exact = (block(x) - x).detach()
+    assert x.flatten(2).square().sum(1).max() > torch.finfo(torch.float16).max
+    assert (y - exact).norm() < 0.01 * exact.norm()
+    assert rows.isfinite().all()
+
+
 def test_gradients_are_those_of_differences(pairing):
     block = open_block(pairing, channels=4, pool="input")
     x = torch.randn(1, 4, 3, 2, dtype=torch.double, requires_grad=True)
