@@ -29,7 +29,8 @@ PLAIN = {"module", "net", "network", "_orig_mod", "_feature_blocks", "vit", "res
 CALLED = {"state_dict_ema": "ema", "model_ema": "ema", "state_dict": "model"}
 
 # Which part is taken unless the user says otherwise: what each paper evaluates.
-PREFERRED = ("teacher", "ema", "encoder_q", "base_encoder", "encoder", "backbone", "trunk", "model")
+PREFERRED = ("teacher", "ema", "encoder_q", "base_encoder", "online_encoder", "target_encoder")
+PREFERRED += ("encoder", "backbone", "trunk", "model")
 
 
 # Regular expressions and what stands in their place, one after the other.
@@ -147,6 +148,7 @@ LAYOUTS: tuple[tuple[str, set[str], str], ...] = (
     ("DINOv2", {"teacher"}, r"^teacher/(module\.)?backbone\."),
     ("MoCo v3", {"state_dict"}, r"(base|momentum)_encoder\.$"),
     ("MoCo", {"state_dict"}, r"encoder_[qk]\.$"),
+    ("I-JEPA", {"encoder", "target_encoder"}, "^(target_)?encoder/"),
     ("PixPro", {"model", "opt"}, r"encoder(_k)?\.$"),
     ("mmpretrain", {"state_dict", "meta"}, r"^state_dict/backbone\.$"),
     ("solo-learn", {"state_dict", "hyper_parameters"}, r"/(momentum_)?(backbone|encoder)\.$"),

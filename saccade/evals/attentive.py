@@ -10,7 +10,8 @@ wide. The frozen network is in evaluation mode. Networks without tokens give the
 
 Deviations: the batch is 256 (official: 8192), which the linear rule for lr covers. The official
 batch norm uses the statistics of the test batch when it is evaluated, so that a figure depends on
-its neighbors; here they are the running ones of training. Linear layers start at torch's default,
+its neighbors; here they are the running ones of training. The code is followed in its first
+release: the official HEAD's probe does not run. Linear layers start at torch's default,
 and LN_k has no bias, which softmax cancels.
 """
 

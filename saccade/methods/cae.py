@@ -18,7 +18,8 @@ transpose of MAE's. Biases of keys, which softmax cancels, are there in plain bl
 the regressor's key norm, unlike officially: nothing that is computed differs. Every linear layer
 starts at Xavier's, as the official code does without its `fix_init_weight`. Pictures for the
 tokenizer are the view resized; see `beit`. PeCo's codes, which the paper also tried, were never
-released. mmpretrain hides 75 patches and drops no paths, .4 below the official figure.
+released. mmpretrain hides 75 patches and drops no paths, .4 below the official figure. There is no
+recipe for ViT-L: the official script loses its decoder's sizes, and HEAD does not pass them on.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ the hidden patches of the batch,
 The teacher follows after each step with a constant momentum, without stochastic depth.
 
 The paper's encoder knows distances only (`beit_base_shared_patch16_224`); its LayerScale starts at
-1e-4, timm's at .1. Left out: dropout of attention, .05. The paper's 86.6 % of ViT-L are two runs in
-a row, the second with momentum .9999.
+1e-4, timm's at .1. Left out: dropout of attention, .05. Officially the mask token decays and CLS
+does not; here it is the other way around. The paper's 86.6 % of ViT-L are two runs in a row, the
+second with momentum .9999.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ contexts lose their last patches in raster order, which are those at the bottom.
 `min_keep` patches or fewer is drawn again, after 20 times with one target less taken out.
 
 Warm-up starts at 0, the official one at a fifth of the rate. Resizing of position tables is timm's.
+Of the two networks in the official files the average is read; transformers' copies are said to
+hold the other one.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 He et al. 2022, arXiv:2111.06377. With x_i the p*p*c pixels of patch i and M the hidden patches,
     loss = mean over i in M of mean_d (decoder(encoder(x_visible))_i - x_i)_d^2.
 `norm_pix_loss` rebuilds (x_i - mean) / sqrt(var + 1e-6) instead, over all values of the patch, with
-the unbiased variance. Pixels of a patch stand in the order row, column, channel.
+the unbiased variance; VideoMAE norms each channel of it. Pixels stand as row, column, channel.
 Positions of encoder and decoder are fixed sines and cosines, column first as in the official code.
 Only hidden patches are decoded to pixels: the loss reads no others. The encoder is fine-tuned or
 probed afterwards; nearest neighbors stay poor by design.

@@ -5,13 +5,21 @@ left out of the loss; the hidden states but the last come before the next norm; 
 applied whatever the settings say, so the BERT objective has no counterpart there.
 """
 
+from copy import deepcopy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from toys import CLOCK, colored, views
-from transformers import ImageGPTConfig, ImageGPTForCausalImageModeling, ImageGPTImageProcessor
+from transformers import (
+    ImageGPTConfig,
+    ImageGPTForCausalImageModeling,
+    ImageGPTForImageClassification,
+    ImageGPTImageProcessor,
+)
 
 from saccade.core import View
+from saccade.evals.joint import Classifier, Joint
 from saccade.methods.igpt import IGPT
 from saccade.recipe import Normalize
 
@@ -125,6 +133,25 @@ def test_gradients_are_the_same(pair, tokens):
             (mine.mlp.fc2, its.mlp.c_proj),
         ):
             torch.testing.assert_close(a.weight.grad, b.weight.grad.T, atol=1e-6, rtol=1e-4)
+
+
+def test_classes_come_from_the_mean_that_counts_the_start_and_their_loss_is_added(pair, tokens):
+    """Fed without the start, as their documentation has it, the classes are others."""
+    net, model = pair
+    mine, x, y = Classifier(net, 3), net.paint(tokens), torch.tensor([2, 0, 1])
+    torch.nn.init.normal_(mine.head.weight)
+    cfg = deepcopy(model.config)
+    cfg.num_labels = 3
+    its = ImageGPTForImageClassification(cfg).eval()
+    its.transformer.load_state_dict(model.transformer.state_dict())
+    its.score.weight.data = mine.head.weight.data
+    with torch.no_grad():
+        want = its(fed(tokens)).logits
+        torch.testing.assert_close(mine(x), want, atol=1e-5, rtol=1e-4)
+        assert (its(tokens.flatten(1)).logits - want).abs().max() > 1e-3
+        colors = F.cross_entropy(model(fed(tokens)).logits.mT, tokens.flatten(1))
+        both = mine.loss(Joint(), x, y, torch.arange(3))
+    assert both.item() == pytest.approx((colors + F.cross_entropy(want, y)).item(), rel=1e-5)
 
 
 def test_tokens_are_those_of_their_processor(pair):

@@ -1,10 +1,15 @@
-"""MAE with timm's encoder against transformers' ViTMAE with the same weights and the same mask."""
+"""MAE with timm's encoder against transformers' ViTMAE and VideoMAE: same weights, same mask."""
 
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from toys import CLOCK, noise
-from transformers import ViTMAEConfig, ViTMAEForPreTraining
+from toys import CLOCK, noise, views
+from transformers import (
+    VideoMAEConfig,
+    VideoMAEForPreTraining,
+    ViTMAEConfig,
+    ViTMAEForPreTraining,
+)
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEEmbeddings
 
 from saccade.backbones.timm_adapter import ViT
@@ -13,19 +18,42 @@ from saccade.methods.mae import MAE
 from saccade.nn import random
 from saccade.nn.functional import take
 from saccade.nn.masking import random_order
+from saccade.nn.patches import patchify
 from saccade.nn.positions import sincos_2d
 from saccade.recipe import BackboneConfig
 
 DIM, DEPTH, HEADS = 32, 2, 2
 DECODER = {"decoder_dim": 16, "decoder_depth": 2, "decoder_heads": 2}
+THEIR_DECODER = {
+    "decoder_hidden_size": 16,
+    "decoder_num_hidden_layers": 2,
+    "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 64,
+}
+SIZES = {
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": DIM,
+    "num_hidden_layers": DEPTH,
+    "num_attention_heads": HEADS,
+    "intermediate_size": 4 * DIM,
+    "layer_norm_eps": 1e-6,
+}
+VIDEO = {  # VideoMAE's spelling of a block
+    "attention.o_proj": "attention.output.dense",
+    "attention.q_proj": "attention.attention.query",
+    "attention.k_proj": "attention.attention.key",
+    "attention.v_proj": "attention.attention.value",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
 
 
-def ours(norm_pix_loss):
+def ours(norm_pix_loss, channels=3, **settings):
     torch.manual_seed(0)
-    net = VisionTransformer(
-        32, 8, num_classes=0, embed_dim=DIM, depth=DEPTH, num_heads=HEADS, dynamic_img_size=True
-    )
-    encoder = ViT(net, BackboneConfig(image_size=32))
+    shape = {"embed_dim": DIM, "depth": DEPTH, "num_heads": HEADS, "dynamic_img_size": True}
+    net = VisionTransformer(32, 8, channels, num_classes=0, **(shape | settings))
+    encoder = ViT(net, BackboneConfig(image_size=32, channels=channels))
     cfg = MAE.Config(views=(View(size=32),), norm_pix_loss=norm_pix_loss, **DECODER)
     task = MAE(cfg, encoder)
     with torch.no_grad():  # biases and norms start at values that hide mistakes
@@ -36,20 +64,7 @@ def ours(norm_pix_loss):
 
 
 def theirs(task):
-    cfg = ViTMAEConfig(
-        image_size=32,
-        patch_size=8,
-        hidden_size=DIM,
-        num_hidden_layers=DEPTH,
-        num_attention_heads=HEADS,
-        intermediate_size=4 * DIM,
-        decoder_hidden_size=16,
-        decoder_num_hidden_layers=2,
-        decoder_num_attention_heads=2,
-        decoder_intermediate_size=64,
-        layer_norm_eps=1e-6,
-        norm_pix_loss=task.cfg.norm_pix_loss,
-    )
+    cfg = ViTMAEConfig(norm_pix_loss=task.cfg.norm_pix_loss, **SIZES, **THEIR_DECODER)
     model = ViTMAEForPreTraining(cfg)
     report = model.load_state_dict(translated(task), strict=False)
     assert not report.unexpected_keys
@@ -123,6 +138,71 @@ def test_mask_loss_encoder_and_gradient_equal_transformers(norm_pix_loss):
     mine = task.encoder.net.patch_embed.proj.weight.grad
     other = model.vit.embeddings.patch_embeddings.projection.weight.grad
     torch.testing.assert_close(mine, other, atol=1e-6, rtol=1e-3)
+
+
+def video(task):
+    """VideoMAE for clips of one frame: no CLS, no bias between encoder and decoder."""
+    net, decoder, channels = task.encoder.net, task.decoder, task.encoder.channels
+    cfg = VideoMAEConfig(
+        num_channels=channels,
+        num_frames=1,
+        tubelet_size=1,
+        use_mean_pooling=False,
+        **SIZES,
+        **THEIR_DECODER,
+    )
+    model = VideoMAEForPreTraining(cfg)
+    torch.nn.init.zeros_(decoder.embed.bias)
+    front = "videomae.embeddings.patch_embeddings.projection"
+    state = {
+        f"{front}.weight": net.patch_embed.proj.weight[:, :, None],
+        f"{front}.bias": net.patch_embed.proj.bias,
+        "encoder_to_decoder.weight": decoder.embed.weight,
+        "mask_token": decoder.mask_token,
+    }
+    pairs = {"videomae.layernorm": net.norm, "decoder.norm": decoder.norm}
+    for name, module in (pairs | {"decoder.head": decoder.pixels}).items():
+        state |= {f"{name}.{k}": v for k, v in module.state_dict().items()}
+    for at, blocks in (
+        ("videomae.encoder.layer", net.blocks),
+        ("decoder.decoder_layers", decoder.blocks),
+    ):
+        for i, block in enumerate(blocks):
+            inside = block_state(f"{at}.{i}", block)
+            del inside[f"{at}.{i}.attention.k_proj.bias"]  # softmax cancels it
+            for mine, its in VIDEO.items():
+                inside = {k.replace(mine, its): v for k, v in inside.items()}
+            state |= inside
+    model.load_state_dict(state)
+    model.decoder.norm.eps = 1e-6
+    model.videomae.embeddings.position_embeddings = net.pos_embed.detach()
+    model.position_embeddings = decoder.positions[None]
+    return model
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_picture_is_videomaes_clip_of_one_frame_but_for_its_norm_of_each_channel(channels):
+    task = ours(True, channels, class_token=False, global_pool="avg", fc_norm=False)
+    batch, model = views(torch.randn(3, channels, 32, 32)), video(task)
+    image, order = batch.images[0], random_order(batch.key, 16)
+    hidden = torch.zeros(3, 16, dtype=torch.bool).scatter_(1, order[:, 4:], True)
+    out = model(image[:, None], bool_masked_pos=hidden)
+    _, guess = task.rebuild(image, order)
+    rank = order[:, 4:].argsort(1)  # of hidden patches in raster order
+    torch.testing.assert_close(take(guess, rank), out.logits, atol=1e-5, rtol=1e-4)
+
+    step, each = task(batch, CLOCK), patchify(image, 8).unflatten(2, (64, channels))
+    each = (each - each.mean(2, keepdim=True)) / each.var(2, keepdim=True).sqrt()
+    want = (guess - take(each.flatten(2), order[:, 4:])).square().mean()
+    torch.testing.assert_close(out.loss, want, atol=1e-5, rtol=1e-4)
+    together = torch.allclose(step.loss, out.loss, atol=1e-5, rtol=1e-4)
+    assert together == (channels == 1)
+    if channels == 1:
+        step.loss.backward()
+        out.loss.backward()
+        mine = task.encoder.net.patch_embed.proj.weight.grad
+        other = model.videomae.embeddings.patch_embeddings.projection.weight.grad[:, :, 0]
+        torch.testing.assert_close(mine, other, atol=1e-6, rtol=1e-3)
 
 
 def test_position_table_equals_transformers():

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from timm.models.beit import Block
 from toys import CLOCK, PatchNet, batch_for, build, views
 
 from saccade import backbones
@@ -45,6 +46,20 @@ def test_regressor_block_is_the_equation_written_as_loops():
         y = normed(query[0, i] + block.scale_1 * a, block.norm_2)
         want = y + block.scale_2 * block.mlp(y)
         torch.testing.assert_close(block(query, seen, at)[0, i], want, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_plain_block_is_beits_whose_keys_have_no_bias():
+    block = build("cae").decoder[0]
+    for p in block.parameters():
+        p.add_(0.3 * torch.randn_like(p))
+    theirs = Block(8, 2, qkv_bias=True, init_values=0.1)
+    state = {k: v for k, v in block.state_dict().items() if k != "attn.qkv.bias"}
+    state["attn.q_bias"], _, state["attn.v_bias"] = block.attn.qkv.bias.chunk(3)
+    state["gamma_1"], state["gamma_2"] = state.pop("ls1.gamma"), state.pop("ls2.gamma")
+    theirs.load_state_dict(state)
+    x = torch.randn(2, 5, 8)
+    torch.testing.assert_close(block(x), theirs(x), atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()

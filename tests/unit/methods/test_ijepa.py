@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from lightly.data.ijepa_collate import IJEPAMaskCollator
 from toys import CLOCK, PatchNet, batch_for, build, noise
 
-from saccade import backbones
+from saccade import backbones, weights
 from saccade.core import Clock, View
 from saccade.methods.ijepa import IJEPA, Predictor, squares
 from saccade.nn.positions import sincos_2d
@@ -248,6 +248,21 @@ def test_pooled_vector_of_encoders_without_cls_is_the_mean_patch_after_the_norm(
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(encoder(x), encoder.features(x).mean((2, 3)))
     assert F.layer_norm(encoder.encode(encoder.tokens(x)), (96,)).shape == (2, 64, 96)
+
+
+def test_of_the_official_files_the_average_is_taken(tmp_path):
+    cfg = BackboneConfig(name="vit_pico_patch4_gap_32", image_size=32)
+    held = {"epoch": 1, "predictor": {"module.predictor_embed.weight": torch.zeros(2, 2)}}
+    nets = {name: backbones.create(cfg) for name in ("encoder", "target_encoder")}
+    for name, net in nets.items():
+        held[name] = {f"module.{k}": v for k, v in net.net.state_dict().items()}
+    torch.save(held, tmp_path / "x.pth.tar")
+    found = weights.load(tmp_path / "x.pth.tar", backbone=cfg.name)
+    assert (found.layout, found.part, found.others) == ("I-JEPA", "target_encoder", ("encoder",))
+    own = found.backbone.net.state_dict()
+    theirs = nets["target_encoder"].net.state_dict()
+    assert all(torch.equal(own[k], v) for k, v in theirs.items())
+    assert not torch.equal(own["pos_embed"], nets["encoder"].net.pos_embed)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,23 @@ def test_loss_is_the_mean_over_chosen_patches_written_as_loops(target):
     assert task(batch, CLOCK).loss.item() == pytest.approx(sum(total) / len(total), rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("other", "settings"), [("beit", {"target": "codes"}), ("simmim", {"target": "l1"})]
+)
+def test_given_the_same_mask_codes_are_beits_task_and_l1_is_simmims(other, settings):
+    task, theirs, batch = build("mlm", **settings), build(other), batch_for("mlm", b=3)
+    task.encoder.load_state_dict(theirs.encoder.state_dict())
+    mask = theirs.choose(batch.key)  # cells of one patch
+    task.choose = lambda key, grid: mask.flatten(1)
+    task.mask_token.data = theirs.mask_token.data.view_as(task.mask_token)
+    last = theirs.head if other == "beit" else theirs.pixels
+    for mine, its in zip(task.head.parameters(), last.parameters(), strict=True):
+        its = its if other == "beit" else its.unflatten(0, (3, 64)).transpose(0, 1)
+        mine.data = its.reshape(mine.shape)  # pixels of a patch: row, column, channel
+    want = theirs(batch, CLOCK).loss.item()
+    assert task(batch, CLOCK).loss.item() == pytest.approx(want, rel=1e-5)
+
+
 def test_first_loss_of_codes_is_the_log_of_their_number():
     task = build("mlm", target="codes")
     nn.init.zeros_(task.head.weight)

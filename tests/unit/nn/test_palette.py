@@ -68,6 +68,7 @@ def test_kmeans_is_as_good_as_that_of_scikit_learn():
     theirs = KMeans(8, n_init=10, random_state=0).fit(x.numpy())
     assert spread < 1.1 * theirs.inertia_
     assert torch.equal(kmeans(x, 8), ours)
+    assert ours.abs().max() <= 1  # as the points are
 
 
 def test_seeds_of_separate_clusters_hit_each_once():
