@@ -1,8 +1,8 @@
 """timm's networks as `Backbone` and `PatchBackbone`.
 
 The pooled vector is timm's own: the CLS token after the norm for plain ViTs, the mean of the map
-for the rest. Two families norm after pooling (ConvNeXt, ViTs without CLS): there `features`,
-`encode` and `layers` norm every position. That of a distilled DeiT is the mean of its two tokens.
+for the rest, that of both tokens for a distilled DeiT. Two families norm after pooling (ConvNeXt,
+ViTs without CLS): there `features`, `encode` and `layers` norm every position.
 
 GELU is exact, where Google's code has an approximation by tanh. Swin pads maps to whole windows,
 and its padding is seen.

@@ -19,11 +19,13 @@ SIZES = {  # the smallest of each family and every other preset
     "vit_little_patch16_reg4_gap_256": 32,
     "vit_small_patch14_reg4_dinov2": 28,
     "vit_small_patch16_dinov3": 32,
+    "vit_tiny_r_s16_p8_224": 64,
+    "deit_tiny_distilled_patch16_224": 32,
     **dict.fromkeys((n for n in PRESETS if n not in HUGE), 16),
     **dict.fromkeys(("igpt_pico_16", "igpt_pico_16_bert"), 8),
     "swin_base_patch4_window6_192": 32,
 }
-PLAIN = [n for n in SIZES if n.startswith("vit") and "dinov3" not in n]
+PLAIN = [n for n in SIZES if n.startswith("vit") and "dinov3" not in n and "_r_" not in n]
 
 
 @cache
@@ -51,7 +53,8 @@ def test_shapes_follow_the_attributes(encoder):
     x = pictures(encoder)
     with torch.no_grad():
         assert encoder(x).shape == (2, encoder.dim)
-        assert encoder.features(x).shape[:2] == (2, encoder.dim)
+        side = -(-encoder.image_size // encoder.stride)
+        assert encoder.features(x).shape == (2, encoder.dim, side, side)
 
 
 def test_gradient_reaches_every_weight(encoder):
@@ -126,6 +129,16 @@ def test_encode_takes_any_subset_and_ignores_the_dropped(vit):
         b = vit.encode(vit.tokens(changed)[:, 1:])
     assert torch.equal(a, b)
     assert a.shape[1] == vit.prefix + vit.grid[0] * vit.grid[1] - 1
+
+
+def test_patches_in_another_order_come_out_in_that_order(vit):
+    with torch.no_grad():
+        tokens = vit.tokens(pictures(vit))  # with their positions, which go along
+        order = torch.randperm(tokens.shape[1])
+        y, shuffled = vit.encode(tokens), vit.encode(tokens[:, order])
+    n = vit.prefix
+    torch.testing.assert_close(shuffled[:, :n], y[:, :n], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(shuffled[:, n:], y[:, n:][:, order], atol=1e-5, rtol=1e-4)
 
 
 def test_the_short_list_holds_no_unknown_name():
