@@ -62,6 +62,10 @@ class Study:
 # A small ResNet that learns within minutes.
 RESNET = ("backbone.stem=paper", "optim.schedule.warmup_epochs=0.2", "engine.log_every=50")
 SGD = ("optim.name=sgd", "optim.lr=0.12", "optim.lr_rule=none", "optim.weight_decay=0.0005")
+ADAM = (  # learns in fewer steps than SGD, above all behind a queue
+    *("optim.name=adamw", "optim.lr=0.002", "optim.lr_rule=none"),
+    *("optim.weight_decay=0.01", "optim.decay_1d=false"),
+)
 GENTLE = "method.views.0.crop=[0.2,1.0]"  # crops, of few steps
 SUPERVISED = (  # of small networks with labels
     *("optim.name=sgd", "optim.lr=0.05", "optim.lr_rule=none", "optim.weight_decay=0.0005"),

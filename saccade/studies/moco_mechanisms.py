@@ -1,21 +1,14 @@
 """MoCo's three mechanisms against the size of the dictionary."""
 
-from . import GENTLE, RESNET, SGD, Arm, Study
+from . import ADAM, GENTLE, RESNET, Arm, Study
 
 HEAD = ("method.hidden=512", "method.temperature=0.1")
 KEYS = "method.momentum=0.9"  # of few steps: .999 would hardly have moved
 
 
 def _end_to_end(k: int, published: float | None) -> Arm:
-    """The dictionary is the batch, and its learning rate grows with it, as in the paper."""
-    sets = ("optim.lr_rule=linear-256", "optim.lr=0.24")
-    return Arm(
-        name=f"end-to-end, K {k}",
-        method="end_to_end",
-        published=published,
-        batch_size=k,
-        sets=sets,
-    )
+    """The dictionary is the batch."""
+    return Arm(name=f"end-to-end, K {k}", method="end_to_end", published=published, batch_size=k)
 
 
 def _queue(k: int, published: float | None) -> Arm:
@@ -44,5 +37,7 @@ STUDY = Study(
         ("MoCo, K 1024", "memory bank, K 1024"),
         ("MoCo, K 256", "memory bank, K 256"),
     ),
-    common=(*RESNET, *SGD, GENTLE, *HEAD, "method.splits=1"),
+    seen=80_000,
+    pictures=4000,  # each is seen twenty times: a bank needs that
+    common=(*RESNET, *ADAM, GENTLE, *HEAD, "method.splits=1"),
 )

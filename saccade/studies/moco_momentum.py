@@ -1,6 +1,6 @@
 """How slowly MoCo's key encoder should follow."""
 
-from . import GENTLE, RESNET, SGD, Arm, Study
+from . import ADAM, GENTLE, RESNET, Arm, Study
 
 
 def _arm(momentum: float, published: float | None) -> Arm:
@@ -18,8 +18,10 @@ STUDY = Study(
         ("momentum 0.99", "momentum 0.9"),
         ("momentum 0.999", "momentum 0.9"),
     ),
+    seen=80_000,
+    pictures=4000,
     common=(
-        *(*RESNET, *SGD, GENTLE, "method.hidden=512", "method.temperature=0.1"),
+        *(*RESNET, *ADAM, GENTLE, "method.hidden=512", "method.temperature=0.1"),
         *("method.queue_size=1024", "method.splits=1"),
     ),
 )
