@@ -91,6 +91,9 @@ _DINOV2: Renames = (
     (r"mlp\.w12\.", "mlp.fc1."),
     (r"mlp\.w3\.", "mlp.fc2."),
 )
+_SWIN: Renames = (  # timm's stages start with what others end in
+    (r"^layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) + 1}.downsample"),
+)
 _HF_RESNET: Renames = (
     (r"^embedder\.embedder\.convolution", "conv1"),
     (r"^embedder\.embedder\.normalization", "bn1"),
@@ -126,6 +129,7 @@ DIALECTS = (
     Dialect("conv1.0.weight", "layer1.0.conv1.weight"),
     Dialect("patch_embed.proj.weight", "blocks.0.norm1.weight", _DINOV2[1:]),
     Dialect("patch_embed.proj.weight", "blocks.0.0.norm1.weight", _DINOV2),
+    Dialect("patch_embed.proj.weight", "layers.0.downsample.norm.weight", _SWIN),
     Dialect("patch_embed.proj.weight", "layers.0.blocks.0.norm1.weight"),
     Dialect("stem.0.weight", "stages.0.blocks.0.norm.weight"),
     Dialect("patch_embed.projection.weight", "layers.0.ln1.weight", _MM),

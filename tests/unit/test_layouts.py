@@ -9,7 +9,7 @@ import timm
 import torch
 import torchvision
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.utils import CheckpointSaver
 
 from saccade import layouts, weights
@@ -307,6 +307,54 @@ def test_transformers_dinov2_with_registers(tmp_path):
     x = torch.randn(1, 3, 28, 28)
     with torch.no_grad():
         assert torch.allclose(found.backbone(x), net(x).last_hidden_state[:, 0], atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("spelling", ["meta", "transformers"])
+def test_dinov2_with_gated_layers(spelling, tmp_path):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.Dinov2Config(
+        image_size=28, patch_size=14, use_swiglu_ffn=True, layerscale_value=0.5, **sizes
+    )
+    theirs = transformers.Dinov2Model(config).eval()
+    gated = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": torch.nn.SiLU}
+    gated["mlp_ratio"] = 2 * 64 / 24  # both halves; 64 is 2 / 3 of 4 times the width
+    net = timm.models.VisionTransformer(
+        28, 14, num_classes=0, embed_dim=24, depth=2, num_heads=2, init_values=1.0, **gated
+    ).eval()
+    theirs.save_pretrained(tmp_path)
+    held = load_file(tmp_path / "model.safetensors")
+    (part,) = layouts.find(held).parts
+    if spelling == "meta":
+        old = {k.replace("mlp.fc1", "mlp.w12"): v for k, v in part.state.items()}
+        old = {k.replace("mlp.fc2", "mlp.w3"): v for k, v in old.items()}
+        (part,) = layouts.find({"teacher": front("backbone.", old)}).parts
+    state = dict(part.state)
+    del state["mask_token"]
+    net.load_state_dict(state)
+    x = torch.randn(2, 3, 28, 28)
+    torch.testing.assert_close(net.forward_features(x), theirs(x).last_hidden_state)
+
+
+def test_stages_of_swin_end_in_the_official_files_with_what_timms_start_with():
+    """As in MoBY's: an online encoder and an averaged one."""
+    torch.manual_seed(0)
+    small = {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 8}
+    sizes = small | {"depths": (2, 1, 1), "num_heads": (1, 2, 4), "num_classes": 0}
+    own, other = (timm.models.SwinTransformer(**sizes).eval() for _ in range(2))
+    state = {"queue_ptr": torch.zeros(1, dtype=torch.long)}
+    for name, net in (("encoder", own), ("encoder_k", other)):
+        for i in range(2):
+            end = net.layers[i + 1].downsample.state_dict()
+            state |= front(f"{name}.layers.{i}.downsample.", end)
+        rest = {k: v for k, v in net.state_dict().items() if "downsample" not in k}
+        state |= front(f"{name}.", rest)
+    first, second = layouts.find({"model": state, "epoch": 3}).parts
+    assert (first.name, second.name, first.beside) == ("encoder", "encoder_k", ("queue_ptr",))
+    for part, net in ((first, own), (second, other)):
+        assert part.state.keys() == net.state_dict().keys()
+        assert all(torch.equal(part.state[k], v) for k, v in net.state_dict().items())
 
 
 def test_a_timm_hub_folder(nets, x, tmp_path):
