@@ -15,7 +15,8 @@ mean. Any encoder stands for the paper's networks of three convolutions. The pap
 by 3 whenever validation stalls; here it falls along a cosine. Of one object in two images it makes
 two classes: quality peaks near 8,000 images, and the weights are `hidden` x N. Beyond, use `pic` or
 `memory_bank`. Merging like seeds by clustering, the blur of the matching variant and features
-pooled from all layers are left out.
+pooled from all layers (the last alone gives several points less) are left out. The figure quoted
+below is version 2's, of its largest network; version 1 has others.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ N counts the images of all ranks. This is the paper's mean over 2N rows; the off
 two directions and so reports twice as much. The head follows the official code: batch norm after
 both layers, the last one without shift. Pictures are not normalized.
 Not the same as the official TensorFlow code: torchvision's brightness multiplies and its contrast
-pulls towards the mean gray, and convolutions pad evenly on both sides.
+pulls towards the mean gray, blur reaches 3 sigma where theirs has a tenth of the side, and
+convolutions pad evenly on both sides.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ Chen et al. 2020, arXiv:2006.10029. Three stages, each a run of its own:
 3. `saccade train distill` with that run as the teacher, on pictures without labels.
 
 Its big networks are `resnet152_x3_sk` and its like (see `saccade list backbones`). Pictures are not
-normalized. Not the same as the official TensorFlow code: brightness and contrast as in `simclr`,
-and convolutions pad evenly on both sides; so its released weights, whose norms differ from version
-1's, give other figures here (about .7 points by padding alone).
+normalized. Not the same as the official TensorFlow code: brightness, contrast and blur as in
+`simclr`, and convolutions pad evenly on both sides; so its released weights, whose norms differ
+from version 1's, give other figures here (about .7 points by padding alone).
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ label, smoothed and mixed with another picture's where asked for, and c = 1 or a
     loss = mean_i -c_i y_i . log softmax(W s(W1 f(x_i)))        (s(W1 .) `head_layers` times)
 As stage 2 of SimCLR v2, Chen et al. 2020, arXiv:2006.10029: `head_layers=1` starts from the first
 layer of that method's head, behind its batch norm and ReLU, and trains it too; 0 starts from the
-encoder. Its LARS and rates stand in the recipes `paper`; crops and flips only.
+encoder. Its LARS and rates stand in the recipes `paper`; crops and flips only. The paper's 1 % and
+10 % are two published lists; ours are drawn, as many of every class.
 As stage 3 of deep metric transfer, Liu et al. 2018, arXiv:1812.08781: `labels.file` holds what
 `saccade propagate` guessed, of which the surest `labels.ratio` train, all alike as in the released
 code, or by their confidence (`labels.weighted`) as in the paper. Pictures are cropped at random

@@ -8,8 +8,9 @@ from toys import CLOCK, Pixels, views
 
 from saccade.core import View
 from saccade.data import strong
-from saccade.methods.infomin import InfoMin
+from saccade.methods.infomin import RECIPES, InfoMin
 from saccade.nn.parts import Ema
+from saccade.nn.random import keys, uniform
 
 
 def camel(name):
@@ -40,6 +41,30 @@ def test_strengths_are_timms_at_every_level(level):
         mine = low + (high - low) * level / 10
         whole = name in ("posterize", "solarize", "solarize_add")
         assert (int(mine) if whole else mine) == pytest.approx(abs(want) if signed else want), name
+
+
+def test_the_published_settings_are_timms():
+    mean = (124, 116, 104)
+    theirs = auto_augment.rand_augment_transform("rand-m10-n2-mstd0.5", {"img_mean": mean})
+    ours = RECIPES["paper"].method.views[0].strong
+    assert (ours.count, len(strong.RANDAUGMENT)) == (theirs.num_layers, len(theirs.ops))
+    assert mean == strong.FILL
+    for op in theirs.ops:
+        assert (ours.chance, ours.magnitude) == (op.prob, op.magnitude)
+        assert ours.deviation == op.magnitude_std
+
+
+def test_every_operation_is_drawn_alike_and_happens_half_the_time():
+    kind = RECIPES["paper"].method.views[0].strong
+    table = [apply for apply, *_ in strong.RANDAUGMENT]
+    counts = [0] * 15
+    for row in uniform(keys(0, 0, torch.arange(3000)), 10, "strong"):
+        for apply, _ in strong.drawn(kind, row):
+            counts[table.index(apply)] += 1
+    wanted = 2 * 3000 * 0.5 / 15
+    chi_square = sum((n - wanted) ** 2 / wanted for n in counts)
+    chi_square += (sum(counts) - 3000) ** 2 / 3000  # those that do not happen
+    assert chi_square < 37.7  # 15 degrees of freedom, p = .001
 
 
 def test_each_loss_equals_lightlys():

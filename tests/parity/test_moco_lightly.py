@@ -1,4 +1,4 @@
-"""MoCo's loss, queue and head against lightly's."""
+"""MoCo's loss, queue and heads against lightly's."""
 
 import torch
 from lightly.loss import NTXentLoss
@@ -6,6 +6,7 @@ from lightly.models.modules.heads import MoCoProjectionHead
 from toys import CLOCK, ConvNet, Pixels, views
 
 from saccade.methods.moco import MoCo
+from saccade.methods.moco_v3 import MoCoV3
 from saccade.nn.parts import Ema
 
 
@@ -37,3 +38,18 @@ def test_head_of_v2_equals_lightlys():
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(10, 16)
     torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_heads_of_v3_equal_lightlys_whose_last_norm_has_weights():
+    torch.manual_seed(0)
+    task = MoCoV3(MoCoV3.Config(hidden=8, dim=4), ConvNet())
+    for ours, theirs in (
+        (task.projector, MoCoProjectionHead(16, 8, 4, num_layers=3, batch_norm=True)),
+        (task.predictor, MoCoProjectionHead(4, 8, 4, num_layers=2, batch_norm=True)),
+    ):
+        state = theirs.layers.state_dict()
+        last = len(ours) - 1
+        assert state.keys() - ours.state_dict().keys() == {f"{last}.weight", f"{last}.bias"}
+        theirs.layers.load_state_dict({**state, **ours.state_dict()})
+        x = torch.randn(10, ours[0].in_features)
+        torch.testing.assert_close(ours(x), theirs(x))

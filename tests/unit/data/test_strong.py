@@ -4,7 +4,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageEnhance, ImageOps
 from timm.data import auto_augment
 from torchvision.transforms.v2 import functional as tv
 
@@ -81,6 +81,31 @@ def test_operations_are_pillows():
         (strong.solarize(x, 100.2), ImageOps.solarize(picture, 100)),
     ):
         assert (got.int() - tv.pil_to_tensor(want).int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("factor", [0.1, 0.5, 0.95, 1.9])
+def test_weaker_and_stronger_colors_are_pillows(factor):
+    x = torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8)
+    picture = Image.fromarray(x.permute(1, 2, 0).numpy())
+    for apply, theirs in (
+        (strong.brightness, ImageEnhance.Brightness),
+        (strong.color, ImageEnhance.Color),
+        (strong.contrast, ImageEnhance.Contrast),
+        (strong.sharpness, ImageEnhance.Sharpness),
+    ):
+        want = tv.pil_to_tensor(theirs(picture).enhance(factor)).int()
+        assert (apply(x, factor).int() - want).abs().max() <= 2, apply.__name__
+
+
+@pytest.mark.parametrize(
+    ("table", "fill"), [(strong.RANDAUGMENT, (124, 116, 104)), (strong.CLSA, (0, 0, 0))]
+)
+def test_what_comes_in_from_outside_has_the_color_of_the_set(table, fill):
+    x = torch.full((3, 20, 20), 200, dtype=torch.uint8)
+    for apply, _, most, _ in table[-5:]:
+        moved = apply(x, float(most))
+        assert list(fill) in moved[:, [0, 0, -1, -1], [0, -1, 0, -1]].T.tolist()  # a corner
+        assert moved[:, 10, 10].tolist() == [200, 200, 200]
 
 
 def test_solarize_add_brightens_dark_pixels_only():

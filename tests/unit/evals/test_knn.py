@@ -51,6 +51,13 @@ def test_all_neighbors_without_weights_answer_the_most_frequent_class():
     assert (answers(bank, y, blobs(9, 1)[0], k=30, t=math.inf).argmax(1) == 2).all()
 
 
+def test_all_neighbors_at_a_tiny_temperature_answer_as_the_nearest_one():
+    (bank, y), (query, _) = blobs(30), blobs(9, seed=1)
+    gaps = torch.cdist(F.normalize(query, dim=1), F.normalize(bank, dim=1))
+    found = answers(bank, y, query, k=30, t=1e-6).argmax(1)
+    assert torch.equal(found, y[gaps.argmin(1)])
+
+
 def test_scale_of_features_does_not_matter():
     (bank, y), (query, _) = blobs(30), blobs(9, seed=1)
     scaled = answers(bank * torch.rand(30, 1) * 9, y, query * 100)

@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as tv
 from toys import CLOCK, ConvNet, build, views
 
 from saccade.core import View
@@ -133,6 +135,16 @@ def test_a_quarter_turn_equals_torchs():
     quarter = torch.full((1,), math.pi / 2)
     found = window(x, torch.full((1, 2), 16.0), torch.full((1,), 32.0), quarter, 32)
     torch.testing.assert_close(found, torch.rot90(x, 1, (2, 3)), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("angle", "scale"), [(20.0, 1.0), (-13.0, 0.8), (0.0, 1.4)])
+def test_a_turned_and_scaled_window_is_torchvisions(angle, scale):
+    x = pictures(1)
+    side, turn = torch.tensor([32 * scale]), torch.deg2rad(torch.tensor([angle]))
+    found = window(x, torch.full((1, 2), 16.0), side, turn, 32)
+    wanted = tv.affine(x, -angle, [0, 0], 1 / scale, [0.0], InterpolationMode.BILINEAR)
+    middle = (..., slice(7, 25), slice(7, 25))  # which sees nothing outside the picture
+    torch.testing.assert_close(found[middle], wanted[middle], atol=1e-4, rtol=0)
 
 
 def test_half_the_scale_sees_half_the_side():

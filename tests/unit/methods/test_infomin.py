@@ -125,6 +125,14 @@ def test_patches_have_gradient_and_batch_statistics_of_their_own_and_the_key_non
     assert all(p.grad is None for p in frozen)
 
 
+def test_each_of_the_nine_patches_of_a_picture_has_gradient():
+    (a, b, c), task = pictures(), infomin()
+    task.jigsaw["patch"] = nn.Identity()  # or a ReLU might close
+    task(views(a, b, c.requires_grad_()), CLOCK).loss.backward()
+    cells = c.grad.abs().sum(1).unflatten(1, (3, 2)).unflatten(3, (3, 2)).sum((2, 4))  # [4, 3, 3]
+    assert (cells > 0).all()
+
+
 def test_without_a_jigsaw_there_is_no_head_for_it():
     with_, without = (
         {k.partition(".")[0] for k, _ in infomin(j).named_parameters()} for j in (0.5, 0.0)

@@ -82,15 +82,19 @@ def gradient(task, x, key):
 def test_with_the_exact_constant_the_gradient_tends_to_that_of_the_softmax():
     x = torch.randn(8, 12, 1, 1)
     rows = F.normalize(torch.randn(50, 12), dim=1)
-    full, sampled = memory_bank(images=50), memory_bank(images=50, negatives=5000)
-    for task in (full, sampled):
-        task.bank.rows.copy_(rows)
+    full, v, errors = memory_bank(images=50), unit(x), []
+    full.bank.rows.copy_(rows)
     wanted = gradient(full, x, views(x).key)
-    v, found = unit(x), []
-    for i in range(8):  # the exact constant differs from image to image
-        sampled.log_z.copy_((v[i] @ rows.T / 0.2).exp().sum().log())
-        found.append(gradient(sampled, x, views(x).key).unflatten(0, (8, 12))[i])
-    found = torch.stack(found).flatten()
+    for m in (50, 500, 5000):
+        sampled, found = memory_bank(images=50, negatives=m), []
+        sampled.bank.rows.copy_(rows)
+        for i in range(8):  # the exact constant differs from image to image
+            sampled.log_z.copy_((v[i] @ rows.T / 0.2).exp().sum().log())
+            found.append(gradient(sampled, x, views(x).key).unflatten(0, (8, 12))[i])
+        found = torch.stack(found).flatten()
+        errors.append(((found - wanted).norm() / wanted.norm()).item())
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > 3 * errors[-1]
     assert F.cosine_similarity(found, wanted, dim=0) > 0.99
     assert (found.norm() / wanted.norm()).item() == pytest.approx(1, abs=0.1)
 
@@ -140,6 +144,19 @@ def test_rows_take_the_features_from_before_the_update_of_the_weights():
     train(task, [noise()], lr=5.0)
     torch.testing.assert_close(task.bank.rows[:8], v)
     assert torch.equal(task.bank.rows[8:], before[8:])
+
+
+@pytest.mark.parametrize("negatives", [0, 7])
+def test_autocast_rounds_neither_the_logits_nor_the_bank(negatives):
+    x = torch.randn(4, 3, 2, 2)
+    plain, task = memory_bank(negatives=negatives), memory_bank(negatives=negatives)
+    with torch.autocast("cpu", torch.bfloat16):
+        step = task(views(x), CLOCK)
+        task.after_update(CLOCK)
+    assert torch.equal(step.loss, plain(views(x), CLOCK).loss)
+    plain.after_update(CLOCK)
+    assert task.bank.rows.dtype == torch.float32
+    assert torch.equal(task.bank.rows, plain.bank.rows)
 
 
 def test_the_small_recipe_has_no_flip_and_the_papers_drops():

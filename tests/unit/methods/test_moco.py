@@ -102,6 +102,20 @@ def test_queue_holds_unit_rows_and_its_head_wraps():
     assert task.queue.head.item() == 5 * 8 % 32
 
 
+def test_a_random_queue_is_easy_and_the_loss_rises_until_real_keys_have_filled_it():
+    torch.manual_seed(0)
+    task, losses = moco(0.07, dim=128, size=32), []
+    x = pictures(F.normalize(torch.ones(40, 128) + 0.5 * torch.randn(40, 128), dim=1))
+    for part in x.split(8):
+        losses.append(task(views(part, part), CLOCK).loss.item())
+        task.enqueue()
+    real = math.exp((0.8 - 1) / 0.07)  # of a key about the same direction, over the positive's
+    wanted = [math.log(1 + keys * real) for keys in range(0, 40, 8)]
+    assert losses[0] < 0.01 < losses[1]
+    assert losses == sorted(losses)
+    assert losses == pytest.approx(wanted, abs=0.15)
+
+
 def test_permuting_the_batch_changes_nothing():
     torch.manual_seed(0)
     a, b = torch.randn(2, 4, 3, 2, 2).unbind()

@@ -3,6 +3,7 @@ import math
 from collections import deque
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,11 @@ from torch import nn
 from toys import CLOCK, ConvNet, Pixels, build, noise, views
 
 from saccade.core import Clock, View, Views
+from saccade.data.arrays import Arrays
+from saccade.data.loader import ViewLoader
 from saccade.methods.pic import PIC, drift
 from saccade.nn.random import permutation
+from saccade.recipe import Normalize
 
 TOTAL = 200
 
@@ -163,6 +167,23 @@ def test_the_window_slides_over_one_fixed_order():
         assert one.tolist() != two.tolist()  # in another order inside
     fixed = permutation(48, 3, -1)
     assert set(found[0].tolist()) == set(fixed[:16].tolist())
+
+
+def test_ranks_share_out_the_window_and_a_resumed_epoch_goes_on():
+    task = pic(images=48, window=16, stride=4)
+    pixels, labels = torch.zeros(48, 4, 4, 3, dtype=torch.uint8), np.zeros(48, np.int64)
+    source = Arrays("plain", pixels, labels, ("a",), "train", 3)
+
+    def stream(start=0, **ranks):
+        rows = {"batch_size": 8, "seed": 3, "order": task.order} | ranks
+        loader = ViewLoader(source, (View(size=4, blur=0.0),), Normalize(), **rows)
+        return torch.stack([batch.index for batch in loader.batches(2, start)])
+
+    whole, *ranks = stream(), stream(rank=0, world=2), stream(rank=1, world=2)
+    assert torch.equal(whole.flatten(), task.order(48, 3, 2) % 48)
+    assert torch.equal(whole, torch.cat(ranks, 1))
+    assert all(len(batch.unique()) == 8 for batch in whole)  # ranks see other pictures
+    assert torch.equal(stream(start=4), whole[4:])
 
 
 def test_visits_within_an_epoch_have_keys_of_their_own():

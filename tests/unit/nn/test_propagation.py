@@ -181,6 +181,32 @@ def test_the_cut_beats_the_vote_with_few_labels_and_scikit_learn_agrees_with_it(
     assert (propagation.cut(x, known, classes=2)[0] == theirs).float().mean() > 0.9
 
 
+def test_the_vote_beats_the_cut_with_many_labels_of_a_noisy_metric():
+    gains = {}
+    for each in (2, 50):
+        gains[each] = []
+        for seed in range(4):
+            x, y = moons(400, 0.25, seed)
+            known = few(y, each)
+            cut, vote = (
+                (algorithm(x, known, classes=2)[0] == y)[known < 0].float().mean().item()
+                for algorithm in (propagation.cut, propagation.vote)
+            )
+            gains[each].append(cut - vote)
+    assert np.mean(gains[2]) > 0
+    assert np.mean(gains[50]) < -0.02
+
+
+def test_a_graph_in_three_parts_has_an_answer_though_three_eigenvalues_are_zero():
+    y = torch.arange(30) % 3
+    weights = propagation.graph(F.one_hot(y, 3).float(), 10, 0.2)
+    degree = np.asarray(weights.sum(1)).ravel()
+    values, _ = propagation.smallest(weights, degree, 29)
+    assert (np.abs(values) < 1e-9).sum() == 2  # the third belongs to the constant one
+    scores = propagation.solve(weights, few(y, 1).numpy(), 3, 30)
+    assert scores.argmax(1).tolist() == y.tolist()
+
+
 def test_the_vote_is_lightlys():
     x, y = features(n=80, spread=1.0)
     known = few(y, 8)
