@@ -123,7 +123,8 @@ class CrossAttention(nn.Module):
     ) -> tuple[Float[Tensor, "b p n e"], Float[Tensor, "b p m e"], Float[Tensor, "b p"]]:
         """Queries and keys of each part, whose dots are s, and pi.
 
-        -|q - k|^2 is 2 q . k - |k|^2, up to what is the same for all keys: one more channel.
+        -|q - k|^2 is 2 q . k - |k|^2, up to what is the same for all keys: one more channel, or in
+        half precision two, with what the first one rounds away.
         """
         keys = self.key(tokens(other))
         shares = (keys.mean(1) @ self.weight.T).softmax(-1)
@@ -132,8 +133,13 @@ class CrossAttention(nn.Module):
             for t in (self.query(tokens(x)), keys)
         )
         if self.distance:
-            k = torch.cat([k, -k.square().sum(-1, keepdim=True)], -1)
-            q = torch.cat([2 * q, torch.ones_like(q[..., :1])], -1)
+            half = k.dtype.itemsize < 4
+            length = -(k.float() if half else k).square().sum(-1, keepdim=True)
+            parts = [length.to(k.dtype)]
+            if half:
+                parts.append((length - parts[0].float()).to(k.dtype))
+            k = torch.cat([k, *parts], -1)
+            q = torch.cat([2 * q, torch.ones_like(q[..., : len(parts)])], -1)
         return q, k, shares
 
     def fused(

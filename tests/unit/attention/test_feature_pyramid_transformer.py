@@ -122,6 +122,18 @@ def test_distances_between_keys_of_one_length_are_dots_at_half_the_temperature()
     torch.testing.assert_close(made.attention(x, other), (2 * q @ k.mT).softmax(-1))
 
 
+def test_lengths_of_keys_keep_their_digits_in_half_precision():
+    """Near twice the rounding of queries and keys themselves; one channel would be half as good."""
+    torch.manual_seed(0)
+    made, (x, other) = CrossAttention(256, 2, distance=True), torch.randn(2, 2, 256, 8, 8)
+    for linear in (made.query, made.key):
+        torch.nn.init.normal_(linear.weight, std=1 / 16)
+    want = made(x, other)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = made(x, other).float()
+    assert (got - want).norm() < 0.03 * want.norm()
+
+
 def test_places_are_scaled_between_odd_sizes():
     at, inside = around(torch.Size((5, 1)), torch.Size((3, 1)), 1, torch.device("cpu"))
     assert at[:, 0].tolist() == [0, 0, 1, 2, 2]
