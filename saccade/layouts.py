@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -153,6 +153,8 @@ LAYOUTS: tuple[tuple[str, set[str], str], ...] = (
     ("MoCo v3", {"state_dict"}, r"(base|momentum)_encoder\.$"),
     ("MoCo", {"state_dict"}, r"encoder_[qk]\.$"),
     ("I-JEPA", {"encoder", "target_encoder"}, "^(target_)?encoder/"),
+    ("SwAV", {"module.prototypes.weight"}, r"^module\.$"),
+    ("PyContrast", {"model", "contrast"}, r"^model(_ema)?/(module\.)?encoder\.$"),
     ("PixPro", {"model", "opt"}, r"encoder(_k)?\.$"),
     ("mmpretrain", {"state_dict", "meta"}, r"^state_dict/backbone\.$"),
     ("solo-learn", {"state_dict", "hyper_parameters"}, r"/(momentum_)?(backbone|encoder)\.$"),
@@ -184,7 +186,7 @@ def find(held: Any) -> Found:
         beside = [k for k in state if not (fronts and k.startswith(fronts))]
         parts += [_part(path, f, d, state, beside) for f, d in inside.items()]
         beyond += [] if inside else ["/".join((*path, k)) for k in beside]
-    parts.sort(key=lambda p: _rank(p.name))
+    parts = _told_apart(sorted(parts, key=lambda p: _rank(p.name)))
     first = next((k for _, state in states for k in state), "")
     layout = _layout(held, parts[0].front) if parts else ""
     return Found(layout, tuple(parts), tuple(beyond), first, _arch(held))
@@ -303,6 +305,17 @@ def _layout(held: Mapping[str, Any], front: str) -> str:
         if beside <= set(held) and re.search(pattern, front):
             return name
     return "other"
+
+
+def _told_apart(parts: list[Part]) -> list[Part]:
+    """A part whose name is taken is called by the dict it lies in."""
+    found: list[Part] = []
+    for part in parts:
+        if part.name in {p.name for p in found}:
+            outer = part.front.partition("/")[0]
+            part = replace(part, name=CALLED.get(outer, outer))
+        found.append(part)
+    return found
 
 
 def _rank(name: str) -> int:

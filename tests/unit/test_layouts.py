@@ -114,6 +114,21 @@ def old_solo(own, _):
     return {"state_dict": front("encoder.", own), "hyper_parameters": {}, "callbacks": {}}
 
 
+def swav(own, _):
+    head = {"projection_head.0.weight": torch.zeros(1), "prototypes.weight": torch.zeros(1)}
+    return front("module.", own | head)
+
+
+def infomin(own, other):
+    """PyContrast's: the average was saved without DDP around it."""
+    return {
+        "opt": argparse.Namespace(method="InfoMin"),
+        "model": front("module.encoder.", own) | {"module.head_jig.fc1.0.bias": torch.zeros(1)},
+        "model_ema": front("encoder.", other) | {"head.0.bias": torch.zeros(1)},
+        "contrast": {"memory": torch.zeros(1)},
+    }
+
+
 def mmpretrain(own, _):
     return {
         "meta": {"epoch": 1},
@@ -154,6 +169,14 @@ MADE = {
     "PixPro": ("resnet", pixpro, "encoder", ("encoder_k",), ("module.projector.linear1.weight",)),
     "solo-learn": ("resnet", solo, "backbone", ("momentum_backbone",), ("classifier.weight",)),
     "solo-learn, older": ("resnet", old_solo, "encoder", (), ()),
+    "SwAV": ("resnet", swav, "model", (), ("projection_head.0.weight", "prototypes.weight")),
+    "PyContrast": (
+        "resnet",
+        infomin,
+        "encoder",
+        ("ema",),
+        ("module.head_jig.fc1.0.bias", "contrast/memory"),
+    ),
     "mmpretrain": ("resnet", mmpretrain, "backbone", (), ("head.fc.bias",)),
     "mmpretrain, ViT": ("vit", mm_vit, "backbone", (), ()),
     "VISSL": (
@@ -181,7 +204,9 @@ def test_documented_keys_give_the_plain_features(layout, nets, x, tmp_path):
         assert torch.equal(found.backbone(x), net(x))
 
 
-@pytest.mark.parametrize("layout", ["MoCo", "MoCo v3", "DINO", "PixPro", "solo-learn"])
+@pytest.mark.parametrize(
+    "layout", ["MoCo", "MoCo v3", "DINO", "PixPro", "solo-learn", "PyContrast"]
+)
 def test_the_other_part_can_be_chosen(layout, nets, tmp_path):
     kind, make, part, (other,), _ = MADE[layout]
     net, weights_of_other = nets[kind]
