@@ -215,14 +215,20 @@ def guess(state: Mapping[str, Tensor], layout: str = "") -> str:
         return ""
     dim, _, patch, _ = state["patch_embed.proj.weight"].shape
     depth = 1 + max(int(k.split(".")[1]) for k in state if k.startswith("blocks."))
+    shared = "rel_pos_bias.relative_position_bias_table" in state  # one table for all blocks
     for name, preset in PRESETS.items():
         shape = tuple(preset.changes.get(k) for k in ("embed_dim", "depth", "patch_size"))
-        if shape == (dim, depth, patch) and preset.changes["num_heads"] * 64 == dim:
+        same = shape == (dim, depth, patch) and preset.timm.startswith("beit") == shared
+        if same and preset.changes["num_heads"] * 64 == dim:
             return name
     size = VITS.get((dim, depth), "")
+    if "blocks.0.attn.relative_position_bias_table" in state:
+        return f"beit_{size}_patch{patch}_224" if size else ""
     if layout == "MoCo v3" and size == "small":
         return "vit_small_heads12_patch16_224"
     if size and "blocks.0.ls1.gamma" in state:
+        if (name := f"vit_{size}_layerscale_patch{patch}_224") in PRESETS:  # CAE's
+            return name
         registers = "_reg4" if "reg_token" in state else ""
         return f"vit_{size}_patch{patch}{registers}_dinov2"
     return f"vit_{size}_patch{patch}_224" if size else ""
@@ -286,7 +292,18 @@ def _translated(state: dict[str, Tensor], dialect: Dialect) -> dict[str, Tensor]
     for key in [k for k in found if ".attn.q." in k]:
         three = [found.pop(key.replace(".attn.q.", f".attn.{x}.")) for x in "qkv"]
         found[key.replace(".attn.q.", ".attn.qkv.")] = torch.cat(three)
+    if not any("relative_position" in key for key in found):
+        found = _without_key_bias(found)
     return _without_class_row(found)
+
+
+def _without_key_bias(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of BEiT's blocks with plain positions, as CAE has them: timm's ViTs have biases of keys."""
+    state = {re.sub(r"\.gamma_(\d)$", r".ls\1.gamma", k): v for k, v in state.items()}
+    for key in [k for k in state if k.endswith(".attn.q_bias")]:
+        front, q = key.removesuffix("q_bias"), state.pop(key)
+        state[front + "qkv.bias"] = torch.cat([q, torch.zeros_like(q), state.pop(front + "v_bias")])
+    return state
 
 
 def _without_class_row(state: dict[str, Tensor]) -> dict[str, Tensor]:

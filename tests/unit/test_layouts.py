@@ -10,6 +10,8 @@ import torch
 import torchvision
 import transformers
 from safetensors.torch import load_file, save_file
+from timm.models.beit import Beit
+from timm.models.vision_transformer import VisionTransformer
 from timm.utils import CheckpointSaver
 
 from saccade import layouts, weights
@@ -404,6 +406,8 @@ def test_a_timm_hub_folder_of_a_changed_network_is_refused(tmp_path):
 
 SHAPES = ("resnet18", "resnet34", "resnet50", "resnet101", "vit_small_patch16_224")
 SHAPES += ("vit_base_patch8_224", "vit_tiny_patch16_224", "vit_small_patch14_dinov2")
+SHAPES += ("vit_base_patch16_224", "vit_large_patch16_224", "vit_huge_patch14_224")
+SHAPES += ("beit_base_patch16_224",)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -422,6 +426,36 @@ def test_another_architecture_is_not_taken_for_a_known_one(name):
     assert layouts.guess(state) != "resnet50"
     if name.startswith("deit3"):  # layer scale, which the plain ViT-S lacks
         assert layouts.guess(state) != "vit_small_patch16_224"
+
+
+def test_caes_blocks_without_biases_of_keys_give_the_features_of_their_own_code():
+    size = {"img_size": 32, "patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    torch.manual_seed(0)
+    theirs = Beit(**size, use_abs_pos_emb=True, init_values=0.5, global_pool="token").eval()
+    for name, value in theirs.named_parameters():
+        if name.endswith("bias") or name == "pos_embed":
+            torch.nn.init.normal_(value)
+    state = {f"encoder.{k}": v for k, v in theirs.state_dict().items()}
+    (part,) = layouts.find({"model": state}).parts
+    ours = VisionTransformer(**size, init_values=0.1).eval()
+    said = ours.load_state_dict(part.state, strict=False)
+    assert not said.missing_keys
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(ours.forward_features(x), theirs.forward_features(x))
+
+
+def test_one_table_of_distances_for_all_blocks_is_beits_pretrained_form():
+    with torch.device("meta"):
+        net = timm.create_model(
+            "beit_base_patch16_224", use_rel_pos_bias=False, use_shared_rel_pos_bias=True
+        )
+    assert layouts.guess(net.state_dict()) == "beit_base_shared_patch16_224"
+
+
+def test_a_vit_b16_with_layer_scale_is_caes():
+    with torch.device("meta"):
+        state = timm.create_model("vit_base_patch16_224", init_values=0.1).state_dict()
+    assert layouts.guess(state) == "vit_base_layerscale_patch16_224"
 
 
 def test_moco_v3s_small_vit_has_twelve_heads(tmp_path):
