@@ -147,7 +147,7 @@ def run(
     began, used = time.perf_counter(), cpu_seconds()
     saccade(words)
     file = out.with_suffix(".json") if arm in ("cut", "vote") else out / "results.json"
-    results = [r.to_dict() for r in read_results(file)]
+    results = json.loads(bare(json.dumps([r.to_dict() for r in read_results(file)]), args, runs))
     return {
         "arm": arm,
         "labels": labels,
@@ -191,6 +191,11 @@ def arguments_of(
 
 def command(words: list[str], args: argparse.Namespace, runs: Path) -> str:
     return "saccade " + plain(words, args, runs)
+
+
+def bare(text: str, args: argparse.Namespace, runs: Path) -> str:
+    """Without this machine's paths."""
+    return text.replace(str(runs), "runs").replace(str(args.data), "cifar10.npz")
 
 
 def summarize(runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -352,14 +353,19 @@ def memory(files: list[bytes]) -> list[float]:
     return sizes
 
 
+PARTS = ("sets", "operations", "threads", "first", "memory")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folders", nargs="+")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--parts", default=",".join(PARTS), help="some alone go into --out again")
     options = parser.parse_args()
+    parts = options.parts.split(",")
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    report: dict[str, object] = {
+    report: dict[str, Any] = {
         "command": f"python benchmarks/stages.py {' '.join(Path(f).name for f in options.folders)}",
         "date": datetime.date.today().isoformat(),
         "machine": platform.processor() or platform.machine(),
@@ -368,6 +374,10 @@ def main() -> None:
             for name in ("torch", "torchvision", "numba", "simplejpeg", "pillow", "lightly")
         },
     }
+    if parts != [*PARTS] and options.out.exists():
+        today = report["date"]
+        report = json.loads(options.out.read_text())
+        report.setdefault("measured again", {}).update(dict.fromkeys(parts, today))
     sets: dict[str, list[bytes]] = {}
     for folder in options.folders:
         source = open_source(folder, limit=PICTURES)
@@ -377,18 +387,22 @@ def main() -> None:
     first = next(iter(sets.values()))
     sets["500x375, enlarged"] = [enlarged(f, 500, 375) for f in first[:24]]
     sets["12 megapixels, enlarged"] = [enlarged(f, 4000, 3000) for f in first[:4]]
-    for name, files in sets.items():
+    for name, files in sets.items() if "sets" in parts else ():
         report[name] = {
             "decoders": decoders(files),
             "stages": {kind: stages(files, views) for kind, views in VIEWS.items()},
             "beside others": peers(files),
         }
         print(name, json.dumps(report[name]["beside others"], indent=2), flush=True)
-    report["crops, 500x375"] = crops(sets["500x375, enlarged"])
-    report["colors, 224 pixels"] = colors()
-    report["threads"] = threads(sets["500x375, enlarged"])
-    report["first batch"] = first_batch(first)
-    report["resident MB of 20 epochs"] = memory(first)
+    if "operations" in parts:
+        report["crops, 500x375"] = crops(sets["500x375, enlarged"])
+        report["colors, 224 pixels"] = colors()
+    if "threads" in parts:
+        report["threads"] = threads(sets["500x375, enlarged"])
+    if "first" in parts:
+        report["first batch"] = first_batch(first)
+    if "memory" in parts:
+        report["resident MB of 20 epochs"] = memory(first)
     options.out.write_text(json.dumps(report, indent=2) + "\n")
 
 
