@@ -158,8 +158,9 @@ def _header(data: str, cache: Cache, channels: int, sources: dict[str, Source]) 
 
 def _refuse_others(folder: Path, header: dict[str, Any]) -> None:
     """Raise ValueError where the folder holds anything but this very pack."""
-    if not is_pack(folder):
-        if folder.exists() and (not folder.is_dir() or set(os.listdir(folder)) - OURS):
+    strange = folder.exists() and (not folder.is_dir() or set(os.listdir(folder)) - OURS)
+    if not is_pack(folder):  # looked for last, as another writer puts its header down first
+        if strange:
             raise ValueError(f"setting cache: {folder} is not empty and no pack; choose another")
         return
     old = read_header(folder)
