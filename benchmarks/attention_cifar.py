@@ -60,12 +60,15 @@ BATCH = 64
 PICTURES = 20_000  # of training
 WORKERS = 1
 SGD = ("optim.name=sgd", "optim.lr_rule=none", "optim.weight_decay=0.0005")
+BF16 = "engine.precision=bf16"  # half the time of a ResNet, where the processor has it
 SETS = {
     "classify": (
+        BF16,
         *(*SGD, "optim.lr=0.05", "optim.schedule.warmup_epochs=0.1"),
         f"system.labels.share={PICTURES / 50_000}",
     ),
     "simclr": (
+        BF16,
         *(*SGD, "optim.lr=0.12", "optim.schedule.warmup_epochs=0.2", CROPS),
         *("method.temperature=0.2", "method.hidden=512", "engine.knn_every=0"),
     ),

@@ -59,6 +59,7 @@ WARM = "optim.schedule.warmup_epochs=0.2"
 CROPS_2 = (CROPS, CROPS.replace("0.crop", "1.crop"))  # of methods with a row for each view
 GENTLE = ("method.views.0.strength=[0.4,0.4,0.4,0.1]", "method.views.0.blur=0")
 EVEN = "optim.schedule.per=step"
+BF16 = "engine.precision=bf16"  # half the time of a ResNet, where the processor has it
 ADAM = (
     *("optim.name=adamw", "optim.lr=0.002", "optim.lr_rule=none"),
     *("optim.weight_decay=0.01", "optim.decay_1d=false"),
@@ -77,11 +78,11 @@ def small(steps: int, *sets: str, labels: bool = False) -> Arm:
     )
 
 
-def vit(*sets: str) -> Arm:
+def vit(steps: int, *sets: str) -> Arm:
     """An arm of a small ViT that compares views."""
     return Arm(
-        backbone="vit_pico_patch4_32",
-        steps=2400,
+        backbone="vit_pico_patch8_32",
+        steps=steps,
         batch_size=64,
         wanted=0.08,
         sets=(WARM, *CROPS_2, "backbone.drop_path=0", *ADAM, "optim.lr=0.001", *sets),
@@ -92,13 +93,13 @@ def pixels(*sets: str) -> Arm:
     """An arm that compares the cells of maps, of 4 x 4 here."""
     return Arm(
         backbone="resnet10_w16",
-        steps=800,
+        steps=1000,
         batch_size=64,
         wanted=0.08,
         sets=(
-            *("backbone.stem=small", "backbone.image_size=32", WARM, *CROPS_2, *SGD),
+            *("backbone.stem=small", "backbone.image_size=32", WARM, *CROPS_2, *ADAM),
             *("method.views.0.size=32", "method.views.1.size=32"),
-            *("method.hidden=512", "method.dim=128", "method.momentum=0.9", *sets),
+            *("method.hidden=512", "method.dim=128", "method.momentum=0.9", BF16, *sets),
         ),
     )
 
@@ -129,6 +130,7 @@ KEYS_OF_VIT = (
 DINO_OF_VIT = (
     *("method.hidden=512", "method.bottleneck=64", "method.prototypes=512"),
     "method.momentum=0.97",
+    "method.freeze_last_layer=0",
 )
 
 ARMS = {
@@ -211,7 +213,7 @@ ARMS = {
         *("method.views.0.flip=0.5", "method.views.0.jitter=0.8", "optim.schedule.shape=cosine"),
     ),
     "byol": small(1200, CROPS, *SGD, "method.hidden=512", "method.dim=128", "method.momentum=0.9"),
-    "simsiam": small(1600, CROPS, *SGD, EVEN, "method.dim=512", "method.bottleneck=128"),
+    "simsiam": small(1600, CROPS, *SGD, EVEN, BF16, "method.dim=512", "method.bottleneck=128"),
     "swav": small(
         *(600, CROPS, *GENTLE, *SGD, "optim.lr=0.5", "method.hidden=512", "method.prototypes=64"),
         *("method.epsilon=0.03", "method.queue_size=0", "method.freeze_prototypes=0"),
@@ -236,10 +238,10 @@ ARMS = {
     "clsa": small(1000, *CROPS_2, *KEYS, *ADAM, EVEN, "method.temperature=0.07"),
     "pixpro": pixels(),
     "pixcontrast": pixels(),
-    "moby": vit(*KEYS_OF_VIT),
-    "ibot": vit(*DINO_OF_VIT),
-    "dinov2": vit(*DINO_OF_VIT),
-    "mst": vit(*DINO_OF_VIT),
+    "moby": vit(1200, *KEYS_OF_VIT),
+    "ibot": vit(1800, *DINO_OF_VIT, "method.batch_norm_in_head=true"),
+    "dinov2": vit(1500, *DINO_OF_VIT, "method.patch_bottleneck=64"),
+    "mst": vit(1800, *DINO_OF_VIT, "method.batch_norm_in_head=true", "method.decoder_dim=32"),
     "simmim": masked("vit_pico_patch4_32"),
     "mlm": masked("vit_pico_patch4_32"),
     "data2vec": masked("vit_pico_patch4_32", "method.momentum=0.99"),

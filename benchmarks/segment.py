@@ -3,7 +3,8 @@
     python benchmarks/segment.py camvid --json benchmarks/results/segment.json
 
 The folder has SegNet's form of CamVid. Each method learns from the pictures of train/ alone,
-without masks; then `saccade train segment` trains each head of HEADS: `linear`, a probe of the
+without masks; `supervised` arms learn from the labelled pictures of another folder (`--labelled`,
+as caltech43/train) instead, for about as long; then `saccade train segment` trains each head of HEADS: `linear`, a probe of the
 frozen encoder, and `fcn`, with all layers. The same is done with the encoder as it was before
 pretraining. A run that stands in the JSON file is not run again, so a stopped benchmark goes on.
 
@@ -40,18 +41,42 @@ class Arm:
     steps: int = 460
     backbone: str = "resnet10_w32"
     sets: tuple[str, ...] = ("backbone.stem=paper",)
+    labels: bool = False  # learns to classify
 
 
-VIT = "vit_nano_patch8_64"
-# Steps are what one core does in about five minutes, whatever the method.
+STEM = "backbone.stem=paper"
+BF16 = "engine.precision=bf16"  # half the time of a ResNet, where the processor has it
+VIT = "vit_pico_patch8_32"
+DISTILLED = (  # of a few hundred steps
+    *("method.hidden=512", "method.bottleneck=64", "method.prototypes=512", "optim.lr=0.001"),
+    *("method.momentum=0.97", "method.freeze_last_layer=0"),
+)
+# Steps are what one core does in about four minutes, whatever the method.
 METHODS = {
-    "simclr": Arm(),
-    "byol": Arm(steps=380),
-    "moco": Arm(steps=250, sets=("backbone.stem=paper", "method.queue_size=1024")),
+    "simclr": Arm(sets=(STEM, BF16)),
+    "byol": Arm(steps=600, sets=(STEM, BF16, "method.momentum=0.9")),
+    "moco": Arm(steps=250, sets=(STEM, BF16, "method.queue_size=1024")),
     "dino": Arm(sizes=(96, 48), steps=260),
-    "pixpro": Arm(sizes=(160,), batch_size=32, steps=270),  # maps of 5 x 5
-    "mst": Arm(sizes=(64, 32), batch_size=16, steps=300, backbone=VIT, sets=()),
-    "dino-vit": Arm(sizes=(64, 32), batch_size=16, steps=330, backbone=VIT, sets=()),
+    "pixpro": Arm(  # maps of 5 x 5
+        sizes=(160,), batch_size=32, steps=500, sets=(STEM, BF16, "method.momentum=0.9")
+    ),
+    "mst": Arm(
+        sizes=(64, 32),
+        batch_size=32,
+        steps=400,
+        backbone=VIT,
+        sets=(*DISTILLED, "method.decoder_dim=32"),
+    ),
+    "dino-vit": Arm(sizes=(64, 32), batch_size=32, steps=400, backbone=VIT, sets=DISTILLED),
+    "supervised": Arm(steps=1000, sets=(STEM, BF16), labels=True),
+    "supervised-vit": Arm(
+        batch_size=32,
+        sizes=(64,),
+        steps=1000,
+        backbone=VIT,
+        sets=("optim.name=adamw", "optim.lr=0.001", "optim.lr_rule=none"),
+        labels=True,
+    ),
 }
 RANDOM = "random"  # the arm without pretraining; its backbone's name follows where it is another
 HEADS = {"linear": "small-linear", "fcn": "small"}  # recipes
@@ -82,6 +107,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("data", type=Path, help="CamVid in SegNet's form")
     parser.add_argument("--json", type=Path, required=True, help="the report; goes on if it exists")
     parser.add_argument("--methods", default="simclr,pixpro", help=", ".join(METHODS))
+    parser.add_argument("--labelled", type=Path, help="classes to learn, for supervised arms")
     parser.add_argument("--heads", default=",".join(HEADS))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--pretrain-steps", type=int, default=0, help="0: as in METHODS")
@@ -91,6 +117,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     for name, given, known in (("method", args.methods, METHODS), ("head", args.heads, HEADS)):
         if strange := sorted(set(given.split(",")) - set(known)):
             parser.error(f"unknown {name} {strange[0]}; choose from {', '.join(known)}")
+    if not args.labelled and any(METHODS[name].labels for name in args.methods.split(",")):
+        parser.error("supervised arms need --labelled FOLDER")
     return args
 
 
@@ -122,7 +150,8 @@ def begin(args: argparse.Namespace) -> dict[str, Any]:
         "bench": "segment",
         "command": f"python benchmarks/segment.py {args.data.name} --json {args.json.name} "
         f"--methods {args.methods} --heads {args.heads} --seeds {args.seeds} "
-        f"--pretrain-steps {args.pretrain_steps} --steps {args.steps}",
+        f"--pretrain-steps {args.pretrain_steps} --steps {args.steps}"
+        + (f" --labelled {args.labelled.name}" if args.labelled else ""),
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
         "versions": versions(),
@@ -171,10 +200,15 @@ def pretrained(args: argparse.Namespace, method: str, seed: int, runs: Path) -> 
     arm, out = METHODS[method], runs / f"{method}-{seed}"
     if (out / "cost.json").is_file():
         return out
-    views = [f"method.views.{i}.size={size}" for i, size in enumerate(arm.sizes)]
+    if arm.labels:
+        task = ["train", "classify", str(args.labelled), "--recipe", "small"]
+        views = []
+    else:
+        method = method.partition("-")[0]
+        task = ["pretrain", str(args.data / "train"), "--method", method, "--recipe", "demo"]
+        views = [f"method.views.{i}.size={size}" for i, size in enumerate(arm.sizes)]
     words = [
-        *("pretrain", str(args.data / "train"), "--method", method.partition("-")[0]),
-        *("--recipe", "demo", "--backbone", arm.backbone, "--batch-size", str(arm.batch_size)),
+        *(*task, "--backbone", arm.backbone, "--batch-size", str(arm.batch_size)),
         *("--steps", str(args.pretrain_steps or arm.steps), "--seed", str(seed)),
         *("--workers", str(WORKERS), "--out", str(out), "--resume"),
         *sets(f"backbone.image_size={arm.sizes[0]}", *arm.sets, *views, QUIET),
@@ -196,7 +230,8 @@ def sets(*assignments: str) -> list[str]:
 
 def plain(words: list[str], args: argparse.Namespace, runs: Path) -> str:
     """The command without this machine's paths."""
-    return " ".join(words).replace(str(runs), "runs").replace(str(args.data), args.data.name)
+    shown = " ".join(words).replace(str(runs), "runs").replace(str(args.data), args.data.name)
+    return shown.replace(str(args.labelled), "labelled") if args.labelled else shown
 
 
 def summarize(runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -271,10 +271,13 @@ def run_reproduce(
     seeds: int,
     seen: int,
     pictures: int,
+    precision: str,
     plot: str,
     json_out: str,
 ) -> None:
-    found = reproduction.reproduce(study, data, out, seeds=seeds, seen=seen, pictures=pictures)
+    found = reproduction.reproduce(
+        study, data, out, seeds=seeds, seen=seen, pictures=pictures, precision=precision
+    )
     if plot:
         reproduction.plot(found, Path(plot))
     if json_out == "-":

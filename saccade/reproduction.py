@@ -65,14 +65,22 @@ class Reproduced:
 
 
 def reproduce(
-    name: str, data: str, out: Path, *, seeds: int = 3, seen: int = 0, pictures: int = 0
+    name: str,
+    data: str,
+    out: Path,
+    *,
+    seeds: int = 3,
+    seen: int = 0,
+    pictures: int = 0,
+    precision: str = "",
 ) -> Reproduced:
-    """Run what is missing of a study; `seen` and `pictures` of 0 are the study's own."""
+    """Run what is missing of a study; `seen`, `pictures` and `precision` are its own if empty."""
     study = studies.get(name)
     seen, pictures = seen or study.seen, pictures or study.pictures
     if seeds < 2:
         raise ValueError(f"setting seeds: {seeds} has no spread; give 2 or more")
     settings = {"study": name, "data": data, "seen": seen, "pictures": pictures}
+    settings |= {"precision": precision} if precision else {}
     report = _begin(out, settings)
     for seed in range(seeds):
         for arm in study.arms:

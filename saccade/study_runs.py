@@ -73,6 +73,7 @@ def _pretrain(
         "batch_size": arm.batch_size,
         "steps": max(1, settings["seen"] // arm.batch_size),
         "engine.knn_every": 0,
+        "engine.precision": settings.get("precision", ""),
         "seed": seed,
     }
     run = runs.assemble(
@@ -96,7 +97,12 @@ def _train(
     start: dict[str, Any],
     folder: Path,
 ) -> dict[str, Any]:
-    flags: dict[str, Any] = {"data": settings["data"], "seed": seed, **start}
+    flags: dict[str, Any] = {
+        "data": settings["data"],
+        "engine.precision": settings.get("precision", ""),
+        "seed": seed,
+        **start,
+    }
     if arm.system == "classify":
         flags["system.labels.count"] = settings["pictures"]
     run = runs.assemble_train(

@@ -318,6 +318,7 @@ def reproduce(
     seeds: Annotated[int, typer.Option(min=2)] = 3,
     seen: Annotated[int, typer.Option(min=0, help="Pictures a run sees; 0: the study's.")] = 0,
     pictures: Annotated[int, typer.Option(min=0, help="To train on; 0: the study's.")] = 0,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "",
     plot: Annotated[str, typer.Option(help="Draw the figures into a .png file.")] = "",
     json_out: JsonOut = "",
 ) -> None:
@@ -331,6 +332,7 @@ def reproduce(
         seeds=seeds,
         seen=seen,
         pictures=pictures,
+        precision=precision,
         plot=plot,
         json_out=json_out,
     )

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from ..core import Clock, Group, Method, PatchBackbone, Step, View, Views
 from ..nn.dist import gather, gather_frozen, rank
-from ..nn.functional import cosine_ramp, cross_views, encode, sinkhorn
+from ..nn.functional import cosine_ramp, cross_views, encode, masked_cross_entropy, sinkhorn
 from ..nn.masking import block_masks, hide
 from ..nn.parts import Ema, PrototypeHead, without_drop_path
 from ..nn.random import uniform
@@ -107,8 +107,7 @@ class DINOv2(Method[PatchBackbone]):
         guess = self.head(torch.cat(h)).float() / STUDENT_TEMPERATURE  # [VB, K]
         match = cross_views(q, guess.log_softmax(-1).unflatten(0, (len(crops), b)))
         guess = self.patch_head(y[:, front:].flatten(0, 1)[at]).float() / STUDENT_TEMPERATURE
-        weight = 1 / mask.sum(1).clamp_min(1).repeat_interleave(mask.shape[1])[at]  # [M]
-        inside = -((q_i * guess.log_softmax(-1)).sum(-1) * weight).sum() / len(mask)
+        inside = masked_cross_entropy(q_i, guess.log_softmax(-1), mask)
         apart = koleo(y[:b, 0]) + koleo(y[b:, 0])
 
         entropy = torch.special.entr(q).sum(-1).mean()

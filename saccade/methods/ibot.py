@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ..core import Clock, Method, PatchBackbone, Step, View, Views
 from ..nn.dist import mean
-from ..nn.functional import cosine_ramp, cross_views, encode, epoch_ramp
+from ..nn.functional import cosine_ramp, cross_views, encode, epoch_ramp, masked_cross_entropy
 from ..nn.masking import block_masks, hide
 from ..nn.parts import Ema, PrototypeHead, without_drop_path
 from ..nn.random import uniform
@@ -48,6 +48,7 @@ class IBOT(Method[PatchBackbone]):
         bottleneck: int = 256
         prototypes: int = 8192
         norm_last_layer: bool = False
+        batch_norm_in_head: bool = False
         shared_head: bool = True
         teacher_temperature: float = 0.07
         warmup_teacher_temperature_epochs: int = 30  # from .04
@@ -94,13 +95,15 @@ class IBOT(Method[PatchBackbone]):
             y = net.encode(net.tokens(whole))  # [2B, P, D]
             seen = y[:, 0]
             target = self.teacher_head(seen).float().unflatten(0, (2, b))  # [2, B, K]
-            tokens = (self.teacher_patch_head or self.teacher_head)(y[:, front:]).float()
+            tokens = y[:, front:].flatten(0, 1)  # [2B N, D]
+            tokens = (self.teacher_patch_head or self.teacher_head)(tokens).float()  # [2B N, K]
             first, n = FIRST_TEACHER_TEMPERATURE, cfg.warmup_teacher_temperature_epochs
             t = epoch_ramp(first, cfg.teacher_temperature, clock.epoch, n)
             p = ((target - self.center) / t).softmax(-1)
-            p_i = ((tokens - self.patch_center) / t).softmax(-1)  # [2B, N, K]
             patch = self.encoder.patch
             mask = self.choose(batch.key, (whole.shape[2] // patch, whole.shape[3] // patch))
+            at = mask.flatten().nonzero()[:, 0]  # [M] a host sync saves most of a head
+            p_i = ((tokens[at] - self.patch_center) / t).softmax(-1)  # [M, K]
 
         positions = self.encoder.positions(whole.shape[2], whole.shape[3])
         hidden = hide(self.encoder.tokens(whole), positions, mask, self.mask_token)
@@ -108,11 +111,14 @@ class IBOT(Method[PatchBackbone]):
         h = [y[:, 0]] + ([encode(self.encoder, crops[2:])] if len(crops) > 2 else [])
         guess = self.head(torch.cat(h)).float() / STUDENT_TEMPERATURE  # [VB, K]
         match = cross_views(p, guess.log_softmax(-1).unflatten(0, (len(crops), b)))
-        guess = (self.patch_head or self.head)(y[:, front:]).float() / STUDENT_TEMPERATURE
-        inside = masked_cross_entropy(p_i, guess.log_softmax(-1), mask)
+        patches, last = y[:, front:].flatten(0, 1), self.patch_head or self.head  # [2B N, D]
+        guess = last(patches)[at] if cfg.batch_norm_in_head else last(patches[at])  # [M, K]
+        inside = masked_cross_entropy(
+            p_i, (guess.float() / STUDENT_TEMPERATURE).log_softmax(-1), mask
+        )
 
         self.center.lerp_(mean(target.mean((0, 1))), 1 - CENTER_MOMENTUM)
-        self.patch_center.lerp_(mean(tokens.mean((0, 1))), 1 - CENTER_MOMENTUM)
+        self.patch_center.lerp_(mean(tokens.mean(0)), 1 - CENTER_MOMENTUM)
         entropy = torch.special.entr(p).sum(-1).mean()
         logs = {
             "teacher_entropy": entropy,
@@ -153,15 +159,11 @@ class IBOT(Method[PatchBackbone]):
 
 def head(cfg: IBOT.Config, dim: int) -> PrototypeHead:
     gain = not cfg.norm_last_layer
-    return PrototypeHead(dim, cfg.hidden, cfg.bottleneck, cfg.prototypes, train_gain=gain)
-
-
-def masked_cross_entropy(
-    p: Float[Tensor, "m n k"], log_s: Float[Tensor, "m n k"], mask: Bool[Tensor, "m n"]
-) -> Float[Tensor, ""]:
-    """Mean over the masked patches of a crop, then over crops; a crop without any counts as 0."""
-    each = -(p * log_s).sum(-1).masked_fill(~mask, 0.0)  # [M, N]
-    return (each.sum(1) / mask.sum(1).clamp_min(1)).mean()
+    return PrototypeHead(
+        *(dim, cfg.hidden, cfg.bottleneck, cfg.prototypes),
+        train_gain=gain,
+        batch_norm=cfg.batch_norm_in_head,
+    )
 
 
 PAPER = Optim(

@@ -79,6 +79,7 @@ class MST(Method[PatchBackbone]):
         bottleneck: int = 256
         prototypes: int = 65536
         norm_last_layer: bool = True
+        batch_norm_in_head: bool = False
         teacher_temperature: float = 0.04
         warmup_teacher_temperature_epochs: int = 0  # from .04
         momentum: float = 0.996  # at the start; 1 at the end
@@ -112,6 +113,7 @@ class MST(Method[PatchBackbone]):
             cfg.bottleneck,
             cfg.prototypes,
             train_gain=not cfg.norm_last_layer,
+            batch_norm=cfg.batch_norm_in_head,
         )
         self.teacher = Ema(encoder)
         without_drop_path(self.teacher)

@@ -7,7 +7,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .dist import highest, summed, world
@@ -51,6 +51,17 @@ def cross_views(p: Float[Tensor, "2 b k"], log_s: Float[Tensor, "v b k"]) -> Flo
     targets = [p[1], p[0]] + [both] * (len(log_s) - 2)
     total = torch.stack([(t * s).sum() for t, s in zip(targets, log_s, strict=True)]).sum()
     return -total / ((2 * len(log_s) - 2) * p.shape[1])
+
+
+def masked_cross_entropy(
+    p: Float[Tensor, "k c"], log_s: Float[Tensor, "k c"], mask: Bool[Tensor, "m n"]
+) -> Float[Tensor, ""]:
+    """Mean over the masked patches of a crop, then over crops; a crop without any counts as 0.
+
+    `p` and `log_s` have a row for each masked patch, in the order of the mask.
+    """
+    each = (1 / mask.sum(1, keepdim=True).clamp_min(1)).expand_as(mask)[mask]  # [K] weights
+    return -((p * log_s).sum(-1) * each).sum() / len(mask)
 
 
 @torch.no_grad()

@@ -184,7 +184,7 @@ def test_a_method_is_carried_to_pixels_without_seeing_test_pictures(tmp_path, mo
         system_seen=64,
     )
     out = tmp_path / "out"
-    found = reproduction.reproduce("tiny", str(data), out, seeds=2)
+    found = reproduction.reproduce("tiny", str(data), out, seeds=2, precision="bf16")
     assert all(0 <= v <= 1 for values in found.values.values() for v in values)
     listed = (out / "pictures.txt").read_text().split()
     assert len(listed) == 16
@@ -193,6 +193,8 @@ def test_a_method_is_carried_to_pixels_without_seeing_test_pictures(tmp_path, mo
     assert rows["pretrained"]["pretrain"]["steps"] == 2
     assert rows["pretrained"]["train"]["steps"] == 64 // rows["pretrained"]["train"]["batch_size"]
     assert list(rows["scratch"]) == ["train"]
+    used = [r["engine"]["precision"] for row in rows.values() for r in row.values()]
+    assert used == ["bf16"] * 3
 
 
 def test_growth_needs_no_training_and_is_not_shown_as_points(tmp_path, monkeypatch, capsys):

@@ -6,8 +6,9 @@ import torch
 from toys import CLOCK, PatchNet, batch_for, build, noise, train, views
 
 from saccade.core import Clock, View
-from saccade.methods.ibot import IBOT, RECIPES, masked_cross_entropy
+from saccade.methods.ibot import IBOT, RECIPES
 from saccade.nn import random
+from saccade.nn.functional import masked_cross_entropy
 
 KEYS = random.keys(0, 0, torch.arange(400))
 
@@ -20,7 +21,9 @@ def test_patch_loss_equals_the_double_mean_written_as_loops():
     for crop in range(3):
         inside = [i for i in range(4) if mask[crop, i]]
         total += sum(-float(p[crop, i] @ log_s[crop, i]) for i in inside) / max(len(inside), 1)
-    assert masked_cross_entropy(p, log_s, mask).item() == pytest.approx(total / 3, rel=1e-5)
+    assert masked_cross_entropy(p[mask], log_s[mask], mask).item() == pytest.approx(
+        total / 3, rel=1e-5
+    )
 
 
 def test_loss_is_the_weighted_sum_of_its_parts():
@@ -71,9 +74,9 @@ def test_both_centers_follow_all_tokens_of_the_teacher():
     task.teacher_head.register_forward_hook(lambda _, inputs, out: logits.append(out))
     task(batch_for("ibot"), CLOCK)
     cls, patches = logits
-    assert patches.shape == (16, 16, 12)  # masked and unmasked ones
+    assert patches.shape == (256, 12)  # masked and unmasked ones
     torch.testing.assert_close(task.center, 0.1 * cls.mean(0))
-    torch.testing.assert_close(task.patch_center, 0.1 * patches.mean((0, 1)))
+    torch.testing.assert_close(task.patch_center, 0.1 * patches.mean(0))
 
 
 def test_the_teacher_sees_no_masks():
@@ -162,3 +165,16 @@ def test_fewer_than_two_crops_and_networks_without_cls_are_refused():
 
 def test_entropy_is_at_most_that_of_a_uniform_teacher():
     assert build("ibot")(batch_for("ibot"), CLOCK).logs["teacher_entropy"] <= math.log(12)
+
+
+@pytest.mark.parametrize(("batch_norm", "rows"), [(True, 256), (False, 7)])
+def test_only_a_head_with_batch_norm_sees_patches_that_are_not_masked(batch_norm, rows):
+    task = build("ibot", batch_norm_in_head=batch_norm).train()
+    mask = torch.zeros(16, 16, dtype=torch.bool)
+    mask.view(-1)[[0, 3, 20, 21, 22, 100, 255]] = True
+    task.choose = lambda key, grid: mask
+    seen = []
+    task.head.register_forward_hook(lambda _, inputs, out: seen.append(len(inputs[0])))
+    loss = task(batch_for("ibot"), CLOCK).loss
+    assert loss.isfinite()
+    assert seen[-1] == rows

@@ -282,3 +282,9 @@ def test_patches_that_recipes_mask_in_a_view():
     for name, patches, masked in (("paper", 196, 3.6), ("small", 64, 4.8)):
         cfg = RECIPES[name].method
         assert patches // cfg.num * cfg.masked_share == pytest.approx(masked)
+
+
+def test_batch_norm_in_the_head_is_dinos():
+    norms = [m for m in build("mst", batch_norm_in_head=True).head.mlp if "Norm" in str(m)]
+    assert len(norms) == 2
+    assert not [m for m in build("mst").head.mlp if "Norm" in str(m)]
