@@ -4,9 +4,10 @@
 
 The folder has SegNet's form of CamVid. Each method learns from the pictures of train/ alone,
 without masks; `supervised` arms learn from the labelled pictures of another folder (`--labelled`,
-as caltech43/train) instead, for about as long; then `saccade train segment` trains each head of HEADS: `linear`, a probe of the
-frozen encoder, and `fcn`, with all layers. The same is done with the encoder as it was before
-pretraining. A run that stands in the JSON file is not run again, so a stopped benchmark goes on.
+as caltech43/train) instead, for about as long. Then `saccade train segment` trains each head of
+HEADS: `linear`, a probe of the frozen encoder, and `fcn`, with all layers. The same is done with
+the encoder as it was before pretraining. A run that stands in the JSON file is not run again, so a
+stopped benchmark goes on.
 
 Figures are fractions; `low` and `high` end 95 % intervals: by bootstrap over test pictures within a
 run, by Student's t over seeds in `summary`, where gains are paired by seed. The random arm of a
