@@ -81,7 +81,7 @@ def small(steps: int, *sets: str, labels: bool = False) -> Arm:
 def vit(steps: int, *sets: str) -> Arm:
     """An arm of a small ViT that compares views."""
     return Arm(
-        backbone="vit_pico_patch8_32",
+        backbone="vit_femto_patch8_32",
         steps=steps,
         batch_size=64,
         wanted=0.08,
@@ -238,10 +238,10 @@ ARMS = {
     "clsa": small(1000, *CROPS_2, *KEYS, *ADAM, EVEN, "method.temperature=0.07"),
     "pixpro": pixels(),
     "pixcontrast": pixels(),
-    "moby": vit(1200, *KEYS_OF_VIT),
-    "ibot": vit(1800, *DINO_OF_VIT, "method.batch_norm_in_head=true"),
-    "dinov2": vit(1500, *DINO_OF_VIT, "method.patch_bottleneck=64"),
-    "mst": vit(1800, *DINO_OF_VIT, "method.batch_norm_in_head=true", "method.decoder_dim=32"),
+    "moby": vit(2000, *KEYS_OF_VIT),
+    "ibot": vit(2500, *DINO_OF_VIT, "method.batch_norm_in_head=true"),
+    "dinov2": vit(2500, *DINO_OF_VIT, "method.patch_bottleneck=64"),
+    "mst": vit(2500, *DINO_OF_VIT, "method.batch_norm_in_head=true", "method.decoder_dim=32"),
     "simmim": masked("vit_pico_patch4_32"),
     "mlm": masked("vit_pico_patch4_32"),
     "data2vec": masked("vit_pico_patch4_32", "method.momentum=0.99"),

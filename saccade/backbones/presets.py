@@ -142,6 +142,7 @@ PRESETS = {
     "vit_pico_patch4_gap_32": _gap(96, 6, 3, patch=4, image_size=32),
     "vit_nano_patch8_gap_64": _gap(192, 6, 3, patch=8, image_size=64),
     "vit_tiny_patch4_gap_32": _gap(192, 12, 3, patch=4, image_size=32),
+    "vit_femto_patch8_32": _vit(96, 3, 3, patch=8, image_size=32),
     "vit_pico_patch8_32": _vit(96, 6, 3, patch=8, image_size=32),
     "vit_pico_patch4_32": _vit(96, 6, 3, patch=4, image_size=32),
     "vit_nano_patch4_32": _vit(192, 6, 3, patch=4, image_size=32),

@@ -5,6 +5,7 @@ import shlex
 import tarfile
 from pathlib import Path
 
+import boxes
 import masks
 import numpy as np
 import pytest
@@ -15,7 +16,18 @@ from saccade import cli
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 SMALL = ["--steps", "2", "--batch-size", "4", "--set", "engine.knn_every=0"]
-WIDTHS = {"dino": ["--set", "method.prototypes=64"]}
+WIDTHS = {
+    "dino": ["--set", "method.prototypes=64"],
+    "pixpro": [
+        *("--backbone", "resnet10_w16", "--set", "backbone.image_size=64"),
+        *("--set", "method.views.0.size=64", "--set", "method.views.1.size=64"),
+    ],
+}
+DETECT = [
+    *("--workers", "1", "--set", "system.hidden=16", "--set", "system.regions=8"),
+    *("--set", "system.framing.short=[48]", "--set", "system.framing.test_short=48"),
+    *("--set", "system.framing.longest=64"),
+]
 
 
 def commands(path):
@@ -45,6 +57,7 @@ def desk(tmp_path, monkeypatch):
     np.savez(tmp_path / "small.npz", x=x, y=y, xt=x[:32], yt=y[:32])
     splits = {"train": masks.draw(6, 0), "val": masks.draw(2, 1)}
     masks.folders(tmp_path / "streets", splits)
+    boxes.voc(tmp_path / "animals", {"train": boxes.draw(4), "val": boxes.draw(2, 1)})
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -65,6 +78,7 @@ def desk(tmp_path, monkeypatch):
         "docs/masks.md",
         "docs/report.md",
         "docs/studies.md",
+        "docs/teachers.md",
     ],
 )
 def test_every_command_runs(name, desk):
@@ -76,6 +90,8 @@ def test_every_command_runs(name, desk):
             args = [*args, *SMALL, *WIDTHS.get(method, [])]
         if args[0] == "train":
             args = [*args, "--steps", "2", "--batch-size", "4"]
+        if args[:2] == ["train", "detect"]:
+            args = [*args, *DETECT]
         if args[:2] in (["train", "classify"], ["train", "distill"]):
             args = [*args, *SMALL[:4]]
         code = cli.guarded(lambda args=args: cli.app(args, standalone_mode=False))
