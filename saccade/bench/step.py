@@ -218,7 +218,15 @@ def _pictures(views: tuple[View, ...], batch_size: int) -> Views:
     index = torch.arange(batch_size, device=this_device())
     sizes = [view.size for view in views for _ in range(view.count)]
     images = [torch.randn(batch_size, 3, s, s, device=index.device) for s in sizes]
-    return Views(images=images, index=index, key=keys(0, 0, index), labels=index % 10)
+    corners = [0.4 * torch.rand(batch_size, 2, device=index.device) for _ in sizes]
+    return Views(
+        images=images,
+        index=index,
+        key=keys(0, 0, index),
+        boxes=[torch.cat([c, c + 0.6], 1) for c in corners],
+        flips=[c[:, 0] < 0.2 for c in corners],
+        labels=index % 10,
+    )
 
 
 def _arms(method: str, cfg: Any, encoder: Backbone, batch: Views) -> dict[str, Work]:

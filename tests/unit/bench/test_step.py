@@ -80,6 +80,12 @@ def test_methods_without_a_bench_are_known():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["pixpro", "pixcontrast"])
+def test_methods_of_pixels_are_told_where_their_crops_lie(method):
+    assert step(method)["ratios"]["saccade / bare"]
+
+
+@pytest.mark.slow
 def test_dino_is_timed_over_all_its_crops():
     done = step("dino")
     assert [v["size"] for v in done["settings"]["method_config"]["views"]] == [32, 32, 14]
