@@ -156,13 +156,17 @@ class FeatureNet(Backbone):
         self.channels = cfg.channels
         self.image_size = cfg.image_size
         self.stride = self.net.patch_embed.feat_ratio()
+        plain = type(self.net.patch_embed) is PatchEmbed  # others pad
+        self.patch = self.net.patch_embed.patch_size[0] if plain else 1
 
     def features(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b d h w"]:
+        _check_pixels(x, self.patch)
         y = self.net.forward_features(x)
         y = self.net.fc_norm(y[:, self.net.num_prefix_tokens :])  # [B, N, D]
         return y.mT.unflatten(2, self.net.patch_embed.dynamic_feat_size(x.shape[-2:]))
 
     def forward(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b d"]:
+        _check_pixels(x, self.patch)
         return self.net(x)
 
 
@@ -183,12 +187,7 @@ class ViT(PatchBackbone):
         self.prefix = net.num_prefix_tokens
 
     def tokens(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b n d"]:
-        height, width = x.shape[-2:]
-        if height % self.patch or width % self.patch:
-            raise ValueError(
-                f"image_size: {height} x {width} pixels do not divide into patches of "
-                f"{self.patch}; choose multiples of {self.patch}"
-            )
+        height, width = _check_pixels(x, self.patch)
         y = self.net.patch_embed(x)  # [B, h, w, D]
         return y.flatten(1, 2) + self.positions(height, width)
 
@@ -315,7 +314,13 @@ def build(cfg: BackboneConfig, pretrained: bool = False) -> Backbone:
     family, _ = MODULES[_module(cfg.name)]
     if cfg.layer != "last":
         raise ValueError(f"backbone.layer={cfg.layer}: {cfg.name} has no choice; leave it at last")
-    net = timm.create_model(name, pretrained, drop_path_rate=cfg.drop_path, **args)
+    try:
+        net = timm.create_model(name, pretrained, drop_path_rate=cfg.drop_path, **args)
+    except AssertionError:  # of a ResNet stem before patches
+        raise ValueError(
+            f"backbone.image_size={cfg.image_size} does not divide into the patches of "
+            f"{cfg.name!r}; choose {native_size(cfg.name)}, which it was made for"
+        ) from None
     if has_small_stem(cfg):
         if not isinstance(net, ResNet):
             raise ValueError(
@@ -330,7 +335,11 @@ def build(cfg: BackboneConfig, pretrained: bool = False) -> Backbone:
     if isinstance(net, Beit):
         _check_grid(cfg, net)
         return RelativeViT(net, cfg)
-    return FeatureNet(net, cfg) if family == "vit" else StagedNet(net, family, cfg, added)
+    if family != "vit":
+        return StagedNet(net, family, cfg, added)
+    if type(net.patch_embed) is PatchEmbed:
+        _check_grid(cfg, net)
+    return FeatureNet(net, cfg)
 
 
 def has_small_stem(cfg: BackboneConfig) -> bool:
@@ -364,6 +373,17 @@ def _module(name: str) -> str:
             "choose a ResNet, ViT, Swin or ConvNeXt"
         )
     return module
+
+
+def _check_pixels(x: Float[Tensor, "b c H W"], patch: int) -> tuple[int, int]:
+    """Height and width, which divide into patches."""
+    height, width = x.shape[-2:]
+    if height % patch or width % patch:
+        raise ValueError(
+            f"image_size: {height} x {width} pixels do not divide into patches of "
+            f"{patch}; choose multiples of {patch}"
+        )
+    return height, width
 
 
 def _check_grid(cfg: BackboneConfig, net: VisionTransformer | Beit) -> None:

@@ -211,3 +211,23 @@ def test_channels_last_changes_nothing():
 )
 def test_native_size(name, size):
     assert native_size(name) == size
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vit_tiny_patch16_224", "patches of 16; choose 192 or 208"),
+        ("deit_tiny_distilled_patch16_224", "patches of 16; choose 192 or 208"),
+        ("vit_tiny_r_s16_p8_224", "patches of 'vit_tiny_r_s16_p8_224'; choose 224"),
+    ],
+)
+def test_sizes_that_patches_do_not_divide_are_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        backbones.create(BackboneConfig(name=name, image_size=200))
+
+
+def test_pictures_of_such_a_size_are_refused_too():
+    net = backbones.create(BackboneConfig(name="deit_tiny_distilled_patch16_224", image_size=32))
+    for look in (net, net.features):
+        with pytest.raises(ValueError, match="40 x 32 pixels do not divide into patches of 16"):
+            look(torch.zeros(1, 3, 40, 32))
