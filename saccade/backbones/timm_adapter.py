@@ -329,17 +329,14 @@ def build(cfg: BackboneConfig, pretrained: bool = False) -> Backbone:
             )
         _shrink_stem(net, cfg.channels)
     added = _alter(net, cfg.name)
-    if type(net) is VisionTransformer and type(net.patch_embed) is PatchEmbed:
-        _check_grid(cfg, net)
-        return ViT(net, cfg)
-    if isinstance(net, Beit):
-        _check_grid(cfg, net)
-        return RelativeViT(net, cfg)
     if family != "vit":
         return StagedNet(net, family, cfg, added)
-    if type(net.patch_embed) is PatchEmbed:
-        _check_grid(cfg, net)
-    return FeatureNet(net, cfg)
+    if type(net) is VisionTransformer and type(net.patch_embed) is PatchEmbed:
+        found = ViT(net, cfg)
+    else:
+        found = RelativeViT(net, cfg) if isinstance(net, Beit) else FeatureNet(net, cfg)
+    _check_grid(cfg, found.patch)
+    return found
 
 
 def has_small_stem(cfg: BackboneConfig) -> bool:
@@ -386,8 +383,7 @@ def _check_pixels(x: Float[Tensor, "b c H W"], patch: int) -> tuple[int, int]:
     return height, width
 
 
-def _check_grid(cfg: BackboneConfig, net: VisionTransformer | Beit) -> None:
-    patch = int(net.patch_embed.patch_size[0])
+def _check_grid(cfg: BackboneConfig, patch: int) -> None:
     if cfg.image_size % patch:
         low = cfg.image_size // patch * patch
         near = f"{low} or {low + patch}" if low else f"{patch}"
