@@ -314,6 +314,7 @@ class StagedBackbone(Backbone):
     widths: tuple[int, ...]  # channels of the map after each stage
     strides: tuple[int, ...]  # pixels between its cells
     patch: int  # pixels of the square that a cell of the stem sees alone; 0 where they overlap
+    looks: bool  # whether its last block is attention
 
     @abstractmethod
     def stem(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b d h w"]:
@@ -326,6 +327,16 @@ class StagedBackbone(Backbone):
     @abstractmethod
     def encode(self, y: Float[Tensor, "b d h w"]) -> Float[Tensor, "b e i j"]:
         """`features` of a picture, from what `stem` gives of it."""
+
+    @abstractmethod
+    def encode_and_look(
+        self, y: Float[Tensor, "b d h w"]
+    ) -> tuple[Float[Tensor, "b e i j"], Float[Tensor, "b n"]]:
+        """`encode`, and what each cell of its map is attended to in the last block.
+
+        The mean over heads and over the queries of its window. Raises ValueError in networks
+        without attention.
+        """
 
     @abstractmethod
     def dilate(self, stages: int) -> None:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from timm.layers.attention import Attention, AttentionRope
 from timm.models.beit import Attention as BeitAttention
@@ -24,6 +23,7 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from torch import Tensor, nn
 
+from .backbones.windows import unfused, window_cells
 from .core import Backbone, Mechanism
 from .drawing.patches import cell_at
 from .nn.degeneration import cosine_distance, divergence
@@ -121,19 +121,6 @@ def _of_mechanism(
 
 
 @contextmanager
-def _unfused(attention: Any, hook: Callable[[Any, Any, Tensor], None]) -> Iterator[None]:
-    """timm hands softmaxed weights to `attn_drop`, where no fused kernel keeps them to itself."""
-    before = vars(attention).get("fused_attn", False)  # Swin V2 has no fused one
-    attention.fused_attn = False
-    handle = attention.attn_drop.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-        attention.fused_attn = before
-
-
-@contextmanager
 def _of_sequence(
     name: str,
     attention: Any,
@@ -147,7 +134,7 @@ def _of_sequence(
         maps = weights[0, :, prefix:, prefix:][:, at.to(weights.device)]
         found.append(Look(name, "attention", grid, at, maps.unflatten(2, grid).cpu()))
 
-    with _unfused(attention, hook):
+    with unfused(attention, hook):
         yield
 
 
@@ -172,19 +159,7 @@ def _of_windows(
 
     handle = block.register_forward_pre_hook(enter)
     try:
-        with _unfused(block.attn, hook):
+        with unfused(block.attn, hook):
             yield
     finally:
         handle.remove()
-
-
-def window_cells(
-    grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]
-) -> Int[Tensor, "n a"]:
-    """Which cell stands where in each window of a shifted map; -1 is padding."""
-    cells = torch.arange(grid[0] * grid[1]).view(grid)
-    cells = cells.roll((-shift[0], -shift[1]), (0, 1))
-    pad = [-side % w for side, w in zip(grid, window, strict=True)]
-    cells = F.pad(cells, (0, pad[1], 0, pad[0]), value=-1)
-    cells = cells.unflatten(1, (-1, window[1])).unflatten(0, (-1, window[0]))
-    return cells.transpose(1, 2).flatten(2).flatten(0, 1)

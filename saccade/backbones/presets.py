@@ -136,6 +136,16 @@ PRESETS = {
     "sk_resnet14_w32": replace(
         _resnet14(32), family="simclr_resnet", layers={"width": 1, "selective": True}
     ),
+    "swin_pico_patch4_window4_64": Preset(
+        timm="swin_tiny_patch4_window7_224",
+        image_size=64,
+        changes={
+            "window_size": 4,
+            "embed_dim": 32,
+            "depths": (1, 1, 2, 1),
+            "num_heads": (1, 2, 4, 8),
+        },
+    ),
     "swin_base_patch4_window6_192": Preset(  # SimMIM's
         timm="swin_base_patch4_window7_224", image_size=192, changes={"window_size": 6}
     ),

@@ -32,6 +32,7 @@ from ..recipe import BackboneConfig
 from . import names
 from .presets import OWN, PRESETS
 from .relative import RelativeViT
+from .windows import received, unfused, window_cells
 
 Family = Literal["resnet", "convnext", "swin", "vit"]
 
@@ -74,6 +75,7 @@ class StagedNet(StagedBackbone):
         self.strides = tuple(s["reduction"] // shrunk for s in stages)
         self.stride = self.strides[-1]
         self.patch = self._own_pixels()
+        self.looks = family == "swin"
 
     def stem(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b d h w"]:
         net = self.net
@@ -124,6 +126,17 @@ class StagedNet(StagedBackbone):
                 return self.net.norm(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             case _:
                 return y
+
+    def encode_and_look(
+        self, y: Float[Tensor, "b d h w"]
+    ) -> tuple[Float[Tensor, "b e i j"], Float[Tensor, "b n"]]:
+        if not self.looks:
+            raise ValueError("setting backbone: attention is asked for; choose a ViT or a Swin")
+        block, weights = self.net.layers[-1].blocks[-1], []
+        with unfused(block.attn, lambda module, given, made: weights.append(made)):
+            last = self.encode(y)
+        grid = (last.shape[2], last.shape[3])
+        return last, received(weights[0], window_cells(grid, block.window_size, block.shift_size))
 
     def features(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b d h w"]:
         return self.encode(self.stem(x))

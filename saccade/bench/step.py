@@ -70,7 +70,7 @@ PASSES = {
     **dict.fromkeys(("beit", "mae", "mlm", "simmim"), Passes(ONE, NONE)),
     **dict.fromkeys(("cae", "data2vec", "ijepa"), Passes(ONE, ONE)),
 }
-HIDING = ("beit", "cae", "data2vec", "dinov2", "ibot", "ijepa", "mae", "mlm", "mst")
+HIDING = ("beit", "cae", "data2vec", "dinov2", "ibot", "ijepa", "mae", "mlm")
 
 
 def run_steps(names: Sequence[str], **settings: Any) -> dict[str, Any]:

@@ -32,7 +32,7 @@ FACTS: dict[str, tuple[str, str]] = {
     "moco": ("contrast", "2 views"),
     "moco_bank": ("contrast", "1 view, index"),
     "moco_v3": ("contrast", "2 views"),
-    "mst": ("teacher", "10 views, plain ViT"),
+    "mst": ("teacher", "10 views, ViT or Swin"),
     "nnclr": ("contrast", "2 views"),
     "pic": ("instances", "1 view, index"),
     "pixcontrast": ("pixels", "2 views"),

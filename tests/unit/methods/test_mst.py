@@ -6,8 +6,9 @@ import torch
 from timm.layers import DropPath
 from toys import CLOCK, PatchNet, batch_for, build, noise, train, views
 
+from saccade import microscope
 from saccade.backbones import create
-from saccade.core import Clock, View
+from saccade.core import Clock, View, Views
 from saccade.methods.mst import MST, RECIPES, Decoder
 from saccade.nn import random
 from saccade.recipe import BackboneConfig
@@ -185,7 +186,7 @@ def test_a_hidden_patch_keeps_its_position_and_loses_its_pixels():
 @pytest.mark.parametrize(("height", "width"), [(224, 224), (96, 96), (32, 64)])
 def test_the_decoder_gives_pictures_of_any_size(height, width):
     encoder = PatchNet()
-    encoder.patch = 16
+    encoder.stride = 16
     net = Decoder(encoder, 16)
     assert len(net.blocks) == 4
     grid = (height // 16, width // 16)
@@ -194,7 +195,7 @@ def test_the_decoder_gives_pictures_of_any_size(height, width):
 
 def test_widths_of_the_papers_decoder():
     encoder = PatchNet()
-    encoder.patch, encoder.dim = 16, 384
+    encoder.stride, encoder.dim = 16, 384
     net = Decoder(encoder, 256)
     assert [b[0].out_channels for b in net.blocks] == [256, 128, 64, 32]
     assert 1e6 < sum(p.numel() for p in net.parameters()) < 2e6
@@ -273,8 +274,8 @@ def test_settings_that_cannot_work_are_refused():
     with pytest.raises(ValueError, match="needs a CLS token"):
         mst(net)
     odd = PatchNet()
-    odd.patch = 14
-    with pytest.raises(ValueError, match="patches of 14 pixels"):
+    odd.stride = 14
+    with pytest.raises(ValueError, match="cells of 14 pixels"):
         mst(odd)
 
 
@@ -288,3 +289,66 @@ def test_batch_norm_in_the_head_is_dinos():
     norms = [m for m in build("mst", batch_norm_in_head=True).head.mlp if "Norm" in str(m)]
     assert len(norms) == 2
     assert not [m for m in build("mst").head.mlp if "Norm" in str(m)]
+
+
+def swin(size=64, **settings):
+    torch.manual_seed(0)
+    cfg = BackboneConfig(name="swin_pico_patch4_window4_64", image_size=size)
+    return mst(create(cfg), **settings)
+
+
+def pictures(b=2, seed=0, size=64, small=32):
+    g = torch.Generator().manual_seed(seed)
+    sizes = (size, size, small, small)
+    images = [torch.randn(b, 3, s, s, generator=g) for s in sizes]
+    index = torch.arange(b)
+    return Views(images=images, index=index, key=random.keys(0, seed, index))
+
+
+def test_a_swin_without_masks_and_restoration_is_dino_to_the_bit():
+    from saccade import methods
+
+    dino = methods.get("dino")
+    torch.manual_seed(0)
+    net = create(BackboneConfig(name="swin_pico_patch4_window4_64", image_size=64))
+    torch.manual_seed(0)
+    one = dino(dino.Config(hidden=16, bottleneck=8, prototypes=12, freeze_last_layer=0), net)
+    two = swin(masking="none", restore_weight=0.0, freeze_last_layer=0)
+    batches = [pictures(seed=i) for i in range(2)]
+    assert train(one, batches) == pytest.approx(train(two, batches), rel=1e-5)  # fused attention
+
+
+def test_a_swin_loses_whole_cells_of_its_last_map_those_that_get_the_least_attention():
+    task = swin(size=128, num=2, masked_share=1.0).train()
+    batch, seen = pictures(size=128, small=64), []
+    task.encoder.net.layers[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    task(batch, CLOCK)
+    hidden = (seen[0] == task.mask_token).all(-1)  # [4, 32, 32] patches of 4 pixels
+    cells = hidden.unflatten(2, (4, 8)).unflatten(1, (4, 8)).float().mean((2, 4))
+    assert set(cells.unique().tolist()) == {0.0, 1.0}
+    assert cells.sum((1, 2)).tolist() == [8.0] * 4
+    net = task.teacher.module
+    for x, chosen in zip(torch.cat(batch.images[:2]), cells.flatten(1).bool(), strict=True):
+        points = [((i + 0.5) / 4, (j + 0.5) / 4) for j in range(4) for i in range(4)]
+        last = microscope.look(net, x[None], points)[-1]
+        attention = last.maps.mean((0, 1)).flatten()  # over heads and queries
+        assert attention[chosen].max() <= attention[~chosen].min() + 1e-6
+
+
+def test_a_masked_swin_learns_to_restore_and_its_mask_token_with_it():
+    task = swin(num=1, masked_share=0.5, restore_weight=5.0, freeze_last_layer=0)
+    before = task.mask_token.detach().clone()
+    losses = train(task, [pictures()] * 12)
+    assert losses[-1] < losses[0]
+    assert not torch.equal(task.mask_token, before)
+    drawn = task.eval().draw(pictures())
+    assert drawn["seen"].isnan().any()
+    assert drawn["restored"].shape == (2, 3, 64, 64)
+
+
+def test_networks_without_attention_are_refused():
+    net = create(BackboneConfig(name="resnet10_w16", image_size=32))
+    with pytest.raises(ValueError, match="needs a CLS token or a Swin"):
+        mst(net)
+    with pytest.raises(ValueError, match="attention is asked for"):
+        net.encode_and_look(net.stem(torch.zeros(1, 3, 32, 32)))
