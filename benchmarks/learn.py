@@ -240,7 +240,9 @@ ARMS = {
     "pixcontrast": pixels(),
     "moby": vit(2000, *KEYS_OF_VIT),
     "ibot": vit(2500, *DINO_OF_VIT, "method.batch_norm_in_head=true"),
-    "dinov2": vit(2500, *DINO_OF_VIT, "method.patch_bottleneck=64"),
+    "dinov2": vit(
+        2500, *DINO_OF_VIT, "method.batch_norm_in_head=true", "method.patch_bottleneck=64"
+    ),
     "mst": vit(2500, *DINO_OF_VIT, "method.batch_norm_in_head=true", "method.decoder_dim=32"),
     "simmim": masked("vit_pico_patch4_32"),
     "mlm": masked("vit_pico_patch4_32"),

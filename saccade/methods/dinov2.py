@@ -50,6 +50,7 @@ class DINOv2(Method[PatchBackbone]):
         bottleneck: int = 256
         patch_bottleneck: int = 256
         prototypes: int = 65536
+        batch_norm_in_head: bool = False
         teacher_temperature: float = 0.07
         warmup_teacher_temperature_epochs: int = 30  # from .04
         momentum: float = 0.992  # at the start; 1 at the end
@@ -73,8 +74,9 @@ class DINOv2(Method[PatchBackbone]):
         self.cfg = cfg
         self.encoder = encoder
         dim, hidden, k = encoder.dim, cfg.hidden, cfg.prototypes
-        self.head = PrototypeHead(dim, hidden, cfg.bottleneck, k, train_gain=False)
-        self.patch_head = PrototypeHead(dim, hidden, cfg.patch_bottleneck, k, train_gain=False)
+        fixed = {"train_gain": False, "batch_norm": cfg.batch_norm_in_head}
+        self.head = PrototypeHead(dim, hidden, cfg.bottleneck, k, **fixed)
+        self.patch_head = PrototypeHead(dim, hidden, cfg.patch_bottleneck, k, **fixed)
         self.mask_token = nn.Parameter(torch.zeros(dim))
         self.teacher = Ema(encoder)
         without_drop_path(self.teacher)

@@ -210,3 +210,14 @@ def test_features_are_the_teachers_of_the_first_global_crop():
 def test_fewer_than_two_crops_are_refused():
     with pytest.raises(ValueError, match=r"method\.views: DINO needs 2 global crops, not 1"):
         DINO(DINO.Config(views=(View(),)), ConvNet())
+
+
+@pytest.mark.parametrize("name", ["dino", "dinov2", "ibot", "mst"])
+def test_batch_norm_in_the_head_is_a_choice_of_all_of_the_family(name):
+    with_norm, without = (build(name, batch_norm_in_head=on) for on in (True, False))
+    heads = [m for m in with_norm.modules() if isinstance(m, PrototypeHead)]
+    assert len(heads) == (4 if name == "dinov2" else 2)  # and the teacher's
+    for head in heads:
+        assert sum(isinstance(m, nn.BatchNorm1d) for m in head.mlp) == 2
+    assert not any(isinstance(m, nn.BatchNorm1d) for m in without.head.mlp)
+    assert with_norm.train()(batch_for(name), CLOCK).loss.isfinite()

@@ -285,12 +285,6 @@ def test_patches_that_recipes_mask_in_a_view():
         assert patches // cfg.num * cfg.masked_share == pytest.approx(masked)
 
 
-def test_batch_norm_in_the_head_is_dinos():
-    norms = [m for m in build("mst", batch_norm_in_head=True).head.mlp if "Norm" in str(m)]
-    assert len(norms) == 2
-    assert not [m for m in build("mst").head.mlp if "Norm" in str(m)]
-
-
 def swin(size=64, **settings):
     torch.manual_seed(0)
     cfg = BackboneConfig(name="swin_pico_patch4_window4_64", image_size=size)
