@@ -40,7 +40,7 @@ class Step:
     loss: Tensor
     logs: dict[str, Tensor] = field(default_factory=dict)
     features: Tensor | None = None  # [B, D] detached representation of one view: health reads it
-    outputs: Tensor | None = None  # [B, K] detached, what the loss compares: constant in collapse
+    outputs: Tensor | None = None  # [N, K] detached, what the loss compares: constant in collapse
 
 
 @dataclass(frozen=True, kw_only=True)

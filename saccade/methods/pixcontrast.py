@@ -76,8 +76,9 @@ class PixContrast(Method[Backbone]):
         t = self.cfg.temperature
         loss = (contrast(x_a, z_b, near, t) + contrast(x_b, z_a, near.mT, t)) / 2
         pairs = near.float().sum((1, 2)).mean()
-        logs = {"spread": feature_std(z_a.flatten(0, 1)), "pairs": pairs}
-        return Step(loss, logs, h_a.detach().mean((2, 3)))
+        compared = z_a.flatten(0, 1)  # [B N, D]
+        logs = {"spread": feature_std(compared), "pairs": pairs}
+        return Step(loss, logs, h_a.detach().mean((2, 3)), compared)
 
     def after_update(self, clock: Clock) -> None:
         momentum = cosine_ramp(self.cfg.momentum, 1.0, (clock.step + 1) / clock.total)

@@ -107,21 +107,22 @@ class PixPro(Method[Backbone]):
         teacher_neck = None if self.teacher_neck is None else self.teacher_neck.module
         with torch.no_grad():
             one, two = (look(self.teacher.module, teacher_neck, x) for x in batch.images)
-        losses, pairs, stds = [], [], []
+        losses, pairs, compared = [], [], []
         for a, b, k_a, k_b in zip(first.levels, second.levels, one.levels, two.levels, strict=True):
             y_a, y_b = self.propagate(self.projector(a)), self.propagate(self.projector(b))
             z_a, z_b = cells(self.teacher_projector(k_a)), cells(self.teacher_projector(k_b))
             near = self.near(batch, (a.shape[-2], a.shape[-1]))  # [B, N, N]
             losses.append(agreement(y_a, z_b, near) + agreement(y_b, z_a, near.mT))
             pairs.append(near.float().sum((1, 2)).mean())
-            stds.append(feature_std(z_a.flatten(0, 1)))
+            compared.append(z_a.flatten(0, 1))
         loss = torch.stack(losses).mean()
-        logs = {"spread": torch.stack(stds).mean(), "pairs": torch.stack(pairs).mean()}
+        stds = torch.stack([feature_std(z) for z in compared])
+        logs = {"spread": stds.mean(), "pairs": torch.stack(pairs).mean()}
         if self.instance is not None:
             whole = self.whole(first.last, two.last) + self.whole(second.last, one.last)
             loss = loss + self.cfg.instance_weight * whole
             logs["instance_loss"] = whole.detach()
-        return Step(loss, logs, first.last.detach().mean((2, 3)))
+        return Step(loss, logs, first.last.detach().mean((2, 3)), compared[0])
 
     @torch.no_grad()
     def near(self, batch: Views, grid: tuple[int, int]) -> Bool[Tensor, "b n n"]:

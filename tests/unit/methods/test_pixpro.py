@@ -13,6 +13,7 @@ from saccade import pretraining, stage, training
 from saccade import run as runs
 from saccade.backbones import create
 from saccade.core import Clock, StrongSet, View
+from saccade.engine.health import Health
 from saccade.methods.pixpro import RECIPES, PixPro, agreement
 from saccade.nn.parts import Ema
 from saccade.nn.pixels import cells
@@ -311,3 +312,18 @@ def test_views_whose_cells_cannot_be_located_are_refused():
 def test_the_papers_two_views_differ_in_blur_and_solarization():
     one, two = RECIPES["paper"].method.views
     assert (one.blur, one.solarize, two.blur, two.solarize) == (1.0, 0.0, 0.1, 0.2)
+
+
+@pytest.mark.parametrize("name", ["pixpro", "pixcontrast"])
+def test_health_sees_the_cells_that_are_compared_and_notices_when_they_are_all_the_same(name):
+    torch.manual_seed(0)
+    task, health = build(name).train(), Health()
+    step = task(batch_for(name), CLOCK)
+    assert health.look(step.features, step.outputs)["output_std"] > 0.05
+    last = [m for m in task.teacher_projector.modules() if isinstance(m, nn.Conv2d)][-1]
+    nn.init.zeros_(last.weight)
+    nn.init.ones_(last.bias)
+    for _ in range(2):
+        step = task(batch_for(name), CLOCK)
+        health.look(step.features, step.outputs)
+    assert any("nearly constant" in line for line in health.warnings())
