@@ -6,7 +6,8 @@ rankme: effective rank of the feature matrix (Garrido et al. 2023, arXiv:2210.02
 uniformity: 0 for a constant feature, the lower the more even (Wang & Isola 2020, arXiv:2005.10242).
 output_std: root mean square distance of unit vectors from their mean, of what a method's loss
 compares, projections or a teacher's probabilities: 0 for a constant, 1 far apart. It falls long
-before the features of a network with batch norm do, and counts where it is low twice in a row.
+before the features of a network with batch norm do, and counts where it is low twice in a row. A
+teacher's probabilities that hardly use a prototype are on their way there: the limit is higher.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import math
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..nn import dist
@@ -24,6 +26,7 @@ ROWS = 1024  # features that RankMe looks at: the newest ones
 COLLAPSED_STD = 0.01
 COLLAPSED_RANK = 1.5
 COLLAPSED_OUTPUT = 0.05
+FEW, FEW_OUTPUT = 0.05, 0.15  # share of prototypes in use below which the limit is the second
 STARVED = 0.3  # share of the time spent waiting for data
 
 
@@ -37,6 +40,7 @@ class Health:
     waits: list[float] = field(default_factory=list)
     warned: set[str] = field(default_factory=set)
     low: int = 0  # looks in a row that found outputs nearly constant
+    limit: float = COLLAPSED_OUTPUT  # of these outputs
 
     @torch.no_grad()
     def look(self, features: Tensor | None, outputs: Tensor | None = None) -> dict[str, float]:
@@ -52,9 +56,11 @@ class Health:
             "uniformity": uniformity(rows).item(),
         }
         if outputs is not None:
-            spread = deviation(dist.gather_frozen(outputs)).item()
+            compared = dist.gather_frozen(outputs).float()
+            spread = deviation(compared).item()
             self.last["output_std"] = spread
-            self.low = self.low + 1 if spread < COLLAPSED_OUTPUT else 0
+            self.limit = FEW_OUTPUT if used(compared) < FEW else COLLAPSED_OUTPUT
+            self.low = self.low + 1 if spread < self.limit else 0
         return self.last
 
     def warnings(self) -> list[str]:
@@ -80,13 +86,20 @@ class Health:
         limits = (
             ("feature_std", COLLAPSED_STD, "features are nearly constant"),
             ("rankme", COLLAPSED_RANK, "features span one direction"),
-            ("output_std", COLLAPSED_OUTPUT, "what the loss compares is nearly constant"),
+            ("output_std", self.limit, "what the loss compares is nearly constant"),
         )
         return [
             (name, f"{words} ({name} {self.last[name]:.4f} < {limit})")
             for name, limit, words in limits
             if self.last.get(name, limit) < limit and (name != "output_std" or self.low > 1)
         ]
+
+
+def used(p: Float[Tensor, "n k"]) -> float:
+    """Share of columns in use, by the entropy of the mean row; 1 for rows not of probabilities."""
+    if bool((p < 0).any()) or bool(((p.sum(1) - 1).abs() > 1e-3).any()):
+        return 1.0
+    return float(torch.special.entr(p.mean(0)).sum().exp()) / p.shape[1]
 
 
 class FirstBad:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from saccade.engine.health import FirstBad, Health
+from saccade.engine.health import FirstBad, Health, used
 
 
 def test_spread_features_are_healthy_and_raise_no_warning():
@@ -45,6 +45,27 @@ def test_constant_outputs_are_collapse_though_features_are_spread():
     health.look(torch.randn(64, 16), torch.eye(8).repeat(8, 1))  # eight far apart
     assert health.last["output_std"] == pytest.approx((7 / 8) ** 0.5)
     assert "no collapse" in health.verdict(0.0)
+
+
+def test_probabilities_on_few_prototypes_collapse_at_a_higher_limit():
+    """All pictures share 4 of 512 prototypes: nearly one answer. Shared by all 512 it is caution."""
+    torch.manual_seed(0)
+    features = torch.randn(64, 16)
+    few = torch.zeros(64, 512)
+    few[:, :4] = (1 + 0.1 * torch.randn(64, 4)).clamp_min(0)
+    few = few / few.sum(1, keepdim=True)
+    even = (1 + 0.1 * torch.randn(64, 512)).clamp_min(0)
+    even = even / even.sum(1, keepdim=True)
+    assert used(few) == pytest.approx(4 / 512, rel=0.01)
+    assert used(even) == pytest.approx(1, rel=0.01)
+    assert used(few - 0.5) == used(2 * few) == 1  # no probabilities
+    for rows, warned in ((few, True), (even, False)):
+        health = Health()
+        for _ in range(2):
+            health.look(features, rows)
+        assert 0.05 < health.last["output_std"] < 0.15
+        assert bool(health.warnings()) == warned
+        assert ("collapsed" in health.verdict(0.0)) == warned
 
 
 def test_a_starved_model_is_said():
