@@ -48,7 +48,7 @@ def test_constant_outputs_are_collapse_though_features_are_spread():
 
 
 def test_probabilities_on_few_prototypes_collapse_at_a_higher_limit():
-    """All pictures share 4 of 512 prototypes: nearly one answer. Shared by all 512 it is caution."""
+    """That all share 4 of 512 prototypes is nearly one answer; that they share all is caution."""
     torch.manual_seed(0)
     features = torch.randn(64, 16)
     few = torch.zeros(64, 512)
