@@ -65,11 +65,11 @@ METHODS = {
     "mst": Arm(
         sizes=(64, 32),
         batch_size=32,
-        steps=200,
+        steps=150,
         backbone=VIT,
         sets=(*DISTILLED, "method.decoder_dim=32"),
     ),
-    "dino-vit": Arm(sizes=(64, 32), batch_size=32, steps=200, backbone=VIT, sets=DISTILLED),
+    "dino-vit": Arm(sizes=(64, 32), batch_size=32, steps=150, backbone=VIT, sets=DISTILLED),
     "supervised": Arm(steps=400, sets=(STEM, BF16, "optim.lr_rule=none"), labels=True),
     "supervised-vit": Arm(
         batch_size=32,
