@@ -24,6 +24,7 @@ SIZES = {  # the smallest of each family and every other preset
     **dict.fromkeys((n for n in PRESETS if n not in HUGE), 16),
     **dict.fromkeys(("igpt_pico_16", "igpt_pico_16_bert"), 8),
     "swin_base_patch4_window6_192": 32,
+    "swin_pico_patch4_window4_64": 32,
 }
 PLAIN = [n for n in SIZES if n.startswith("vit") and "dinov3" not in n and "_r_" not in n]
 
