@@ -23,10 +23,10 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from torch import Tensor, nn
 
-from .backbones.windows import unfused, window_cells
 from .core import Backbone, Mechanism
 from .drawing.patches import cell_at
 from .nn.degeneration import cosine_distance, divergence
+from .nn.windows import unfused, window_cells
 
 SEQUENCES = (Attention, AttentionRope, BeitAttention, EvaAttention)
 WINDOWS = (SwinTransformerBlock, SwinTransformerV2Block)

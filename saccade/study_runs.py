@@ -73,8 +73,8 @@ def _pretrain(
         "batch_size": arm.batch_size,
         "steps": max(1, settings["seen"] // arm.batch_size),
         "engine.knn_every": 0,
-        "engine.precision": settings.get("precision", ""),
         "seed": seed,
+        **_precision(settings),
     }
     run = runs.assemble(
         method=arm.method,
@@ -99,9 +99,9 @@ def _train(
 ) -> dict[str, Any]:
     flags: dict[str, Any] = {
         "data": settings["data"],
-        "engine.precision": settings.get("precision", ""),
         "seed": seed,
         **start,
+        **_precision(settings),
     }
     if arm.system == "classify":
         flags["system.labels.count"] = settings["pictures"]
@@ -120,6 +120,11 @@ def _train(
     if not training.train(run, folder, resume=True).finished:
         raise KeyboardInterrupt
     return config.to_dict(run)
+
+
+def _precision(settings: dict[str, Any]) -> dict[str, Any]:
+    """The flag, where the recipes' own is not meant."""
+    return {"engine.precision": settings["precision"]} if "precision" in settings else {}
 
 
 def _fresh(arm: Arm) -> dict[str, Any]:

@@ -28,11 +28,11 @@ from torch import Tensor, nn
 
 from ..attention.local_relation import LocalRelation
 from ..core import Backbone, PatchBackbone, StagedBackbone
+from ..nn.windows import received, unfused, window_cells
 from ..recipe import BackboneConfig
 from . import names
 from .presets import OWN, PRESETS
 from .relative import RelativeViT
-from .windows import received, unfused, window_cells
 
 Family = Literal["resnet", "convnext", "swin", "vit"]
 

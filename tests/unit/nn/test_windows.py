@@ -2,7 +2,7 @@
 
 import torch
 
-from saccade.backbones.windows import received, window_cells
+from saccade.nn.windows import received, window_cells
 
 
 def test_what_a_cell_receives_is_the_mean_over_heads_and_real_queries_of_its_window():
