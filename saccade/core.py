@@ -332,10 +332,9 @@ class StagedBackbone(Backbone):
     def encode_and_look(
         self, y: Float[Tensor, "b d h w"]
     ) -> tuple[Float[Tensor, "b e i j"], Float[Tensor, "b n"]]:
-        """`encode`, and what each cell of its map is attended to in the last block.
+        """`encode`, and the attention that each cell of its map gets in the last block.
 
-        The mean over heads and over the queries of its window. Raises ValueError in networks
-        without attention.
+        The mean over heads and queries of its window. Raises ValueError without attention.
         """
 
     @abstractmethod
