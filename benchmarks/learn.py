@@ -2,13 +2,14 @@
 
     python benchmarks/learn.py cifar10.npz --json benchmarks/results/learn.json
 
-The npz holds x, y, xt, yt: uint8 [N, 32, 32, 3] and labels in the official order. Every arm goes
-through the product's command line: `saccade pretrain`, then `saccade evaluate` of the encoder as it
-was before training (`initial`) and after. The bank of neighbors, and the training set of a linear
-probe, is the pictures that the run trained on; the test pictures are all 10,000. Baselines need no
-network. A run that stands in the JSON file is not run again, so a stopped benchmark goes on. With
-`--labels N` both encoders are also trained further, all layers, on as many labels and for the same
-number of steps: `initial` so is the network from scratch.
+The npz holds x, y, xt, yt: uint8 [N, 32, 32, 3] and labels in the official order. A folder with
+train/ and test/, each a folder a class, does as well: the networks of 8 x 8 patches then see it at
+96 pixels. Every arm goes through the product's command line: `saccade pretrain`, then `saccade
+evaluate` of the encoder as it was before training (`initial`) and after. The bank of neighbors, and
+the training set of a linear probe, is the pictures that the run trained on; the test pictures are
+all there are. Baselines need no network. A run that stands in the JSON file is not run again, so a
+stopped benchmark goes on. With `--labels N` both encoders are also trained further, all layers, on
+as many labels and for the same number of steps: `initial` so is the network from scratch.
 
 Accuracies are fractions; `low` and `high` end 95 % intervals: by bootstrap over test pictures
 within a run (gains are paired over them), by Student's t over seeds in `summary`.
@@ -25,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,17 +105,25 @@ def pixels(*sets: str) -> Arm:
     )
 
 
-def masked(backbone: str, *sets: str) -> Arm:
+def masked(*sets: str, backbone: str = "vit_atto_patch4_32", steps: int = 1500) -> Arm:
     """An arm of a small ViT that fills in patches, judged by a linear classifier."""
     return Arm(
         backbone=backbone,
-        steps=2800,
-        batch_size=128,
+        steps=steps,
+        batch_size=64,
         protocols=("knn-dino", "logistic"),
         headline="logistic",
-        wanted=0.08,
-        sets=("optim.lr=0.002", "optim.lr_rule=none", "optim.schedule.warmup_epochs=1", *sets),
+        wanted=0.0,
+        sets=("optim.lr=0.002", "optim.lr_rule=none", WARM, *sets),
     )
+
+
+def on_photographs(arm: Arm) -> Arm:
+    """The same network of 8 x 8 patches on pictures three times the side."""
+    backbone = arm.backbone.replace("patch4", "patch12").replace("_32", "_96")
+    size = ("backbone.image_size=96", "method.views.0.size=96")
+    cells = ("method.mask_size=24",) if "method.mask_size=8" in arm.sets else ()
+    return replace(arm, backbone=backbone, sets=(*arm.sets, *size, *cells))
 
 
 KEYS = (
@@ -127,6 +136,7 @@ KEYS_OF_VIT = (
     "method.queue_size=1024",
     "method.momentum=0.9",
 )
+DECODER = ("method.decoder_dim=64", "method.decoder_depth=2", "method.decoder_heads=2")
 DINO_OF_VIT = (
     *("method.hidden=512", "method.bottleneck=64", "method.prototypes=512"),
     "method.momentum=0.97",
@@ -171,30 +181,8 @@ ARMS = {
         headline="logistic",
         wanted=0.08,
         sets=(
-            *("method.decoder_dim=64", "method.decoder_depth=2", "method.decoder_heads=2"),
-            *("optim.lr=0.003", "optim.lr_rule=none", "optim.schedule.warmup_epochs=1"),
-        ),
-    ),
-    # Never run: settings as MAE's. Codes are mean colors; method.tokenizer takes a run's folder.
-    "beit": Arm(
-        backbone="beit_pico_shared_patch4_32",
-        steps=2800,
-        batch_size=128,
-        protocols=("knn-dino", "linear-mae", "logistic"),
-        headline="logistic",
-        wanted=0.08,
-        sets=("optim.lr=0.002", "optim.schedule.warmup_epochs=1", "backbone.drop_path=0"),
-    ),
-    "cae": Arm(
-        backbone="vit_pico_patch4_32",
-        steps=2800,
-        batch_size=128,
-        protocols=("knn-dino", "linear-mae", "logistic"),
-        headline="logistic",
-        wanted=0.08,
-        sets=(
-            *("method.decoder_dim=96", "optim.lr=0.002", "optim.schedule.warmup_epochs=1"),
-            "method.regressor_depth=1",
+            *(*DECODER, "optim.lr=0.003", "optim.lr_rule=none"),
+            "optim.schedule.warmup_epochs=1",
         ),
     ),
     # Settings of single trials of 350 to 500 steps; no three-seed figures yet.
@@ -244,12 +232,16 @@ ARMS = {
         2500, *DINO_OF_VIT, "method.batch_norm_in_head=true", "method.patch_bottleneck=64"
     ),
     "mst": vit(2500, *DINO_OF_VIT, "method.batch_norm_in_head=true", "method.decoder_dim=32"),
-    "simmim": masked("vit_pico_patch4_32"),
-    "mlm": masked("vit_pico_patch4_32"),
-    "data2vec": masked("vit_pico_patch4_32", "method.momentum=0.99"),
+    "mae-atto": masked(*DECODER, steps=3000),
+    "simmim": masked("method.mask_size=8"),
+    "mlm": masked("method.mask_ratio=0.5"),
+    "beit": masked("backbone.drop_path=0", backbone="beit_atto_shared_patch4_32"),
+    "cae": masked("method.decoder_dim=64", "method.decoder_heads=2", "method.regressor_depth=1"),
+    "data2vec": masked("method.momentum=0.99", "method.last_layers=2"),
     "ijepa": masked(
-        *("vit_pico_patch4_gap_32", "method.predictor_dim=96", "method.predictor_depth=2"),
-        *("method.predictor_heads=3", "method.momentum=0.99"),
+        *("method.predictor_dim=64", "method.predictor_depth=2", "method.predictor_heads=2"),
+        "method.momentum=0.99",
+        backbone="vit_atto_patch4_gap_32",
     ),
 }
 PICTURES = 20_000  # of training
@@ -277,7 +269,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("data", help="CIFAR-10 as npz")
+    parser.add_argument("data", help="CIFAR-10 as npz, or a folder with train/ and test/")
     parser.add_argument("--json", type=Path, required=True, help="the report; goes on if it exists")
     parser.add_argument("--methods", default=",".join(ARMS))
     parser.add_argument("--seeds", default="0,1,2")
@@ -304,11 +296,11 @@ def begin(args: argparse.Namespace) -> dict[str, Any]:
                 f"{args.json} was begun with {report['settings']}, not {settings}; choose another"
             )
         return report
-    train = open_source(f"cifar10:{args.data}", split="train", limit=args.pictures)
-    test = open_source(f"cifar10:{args.data}", split="test")
+    train = open_source(labelled(args), split="train", limit=args.pictures)
+    test = open_source(labelled(args), split="test")
     report = {
         "bench": "learn",
-        "command": f"python benchmarks/learn.py cifar10.npz --json {args.json.name} "
+        "command": f"python benchmarks/learn.py {named(args)} --json {args.json.name} "
         f"--methods {args.methods} --seeds {args.seeds} --pictures {args.pictures} "
         f"--steps {args.steps} --labels {args.labels} --tune-steps {args.tune_steps}",
         "date": datetime.date.today().isoformat(),
@@ -328,11 +320,11 @@ def done(report: dict[str, Any], method: str, seed: int) -> bool:
 
 
 def run(args: argparse.Namespace, method: str, seed: int, out: Path) -> dict[str, Any]:
-    """Pretrain once and measure before and after."""
-    arm = ARMS[method]
+    """Pretrain once and measure before and after. A method's second arm is named METHOD-ARM."""
+    arm = on_photographs(ARMS[method]) if Path(args.data).is_dir() else ARMS[method]
     pretrain = [
-        *("pretrain", pictures(args, arm, out.parent), "--method", method, "--recipe", "small"),
-        *("--backbone", arm.backbone, "--steps", str(args.steps or arm.steps)),
+        *("pretrain", pictures(args, arm, out.parent), "--method", method.partition("-")[0]),
+        *("--recipe", "small", "--backbone", arm.backbone, "--steps", str(args.steps or arm.steps)),
         *("--batch-size", str(arm.batch_size), "--seed", str(seed), "--workers", str(WORKERS)),
         *("--out", str(out), "--resume"),
         *(word for s in (*arm.sets, QUIET) for word in ("--set", s)),
@@ -370,7 +362,18 @@ def cpu_seconds() -> float:
 
 def pictures(args: argparse.Namespace, arm: Arm, folder: Path) -> str:
     """What the arm trains on; with labels it sets a limit, as the other pictures have been cut."""
-    return f"cifar10:{args.data}" if arm.labels else str(unlabelled(args, folder))
+    whole = arm.labels or Path(args.data).is_dir()
+    return labelled(args) if whole else str(unlabelled(args, folder))
+
+
+def labelled(args: argparse.Namespace) -> str:
+    """The data as the command line takes it, test pictures and labels too."""
+    return args.data if Path(args.data).is_dir() else f"cifar10:{args.data}"
+
+
+def named(args: argparse.Namespace) -> str:
+    """The data without this machine's path."""
+    return Path(args.data).name if Path(args.data).is_dir() else "cifar10.npz"
 
 
 def unlabelled(args: argparse.Namespace, folder: Path) -> Path:
@@ -388,7 +391,7 @@ def evaluate(args: argparse.Namespace, arm: Arm, seed: int, weights: Path) -> li
     file = weights.with_suffix(".json")
     saccade(
         [
-            *("evaluate", str(weights), "--data", f"cifar10:{args.data}"),
+            *("evaluate", str(weights), "--data", labelled(args)),
             *("--protocol", ",".join(arm.protocols), "--limit", str(args.pictures)),
             *("--seed", str(seed), "--workers", str(WORKERS), "--json", str(file)),
             "--no-baselines",
@@ -402,7 +405,7 @@ def tune(args: argparse.Namespace, seed: int, weights: Path) -> list[Result]:
     out = weights.parent / f"tuned-{weights.name}"
     saccade(
         [
-            *("train", "classify", f"cifar10:{args.data}", "--weights", str(weights)),
+            *("train", "classify", labelled(args), "--weights", str(weights)),
             *("--steps", str(args.tune_steps), "--batch-size", "128", "--seed", str(seed)),
             *("--workers", str(WORKERS), "--out", str(out), "--resume"),
             *(
@@ -424,7 +427,7 @@ def saccade(words: list[str]) -> None:
 
 def plain(words: list[str], args: argparse.Namespace, runs: Path) -> str:
     """The command without this machine's paths."""
-    return " ".join(words).replace(str(runs), "runs").replace(str(args.data), "cifar10.npz")
+    return " ".join(words).replace(str(runs), "runs").replace(str(args.data), named(args))
 
 
 def summarize(runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -107,6 +107,8 @@ GC_UNITS = {2: (0, 1, 2, 3), 3: (0, 1, 2, 3, 4, 5), 4: (0, 1, 2)}  # all but the
 
 PRESETS = {
     "beit_base_shared_patch16_224": _beit(768, 12, 12, patch=16, image_size=224),
+    "beit_atto_shared_patch4_32": _beit(64, 3, 2, patch=4, image_size=32),
+    "beit_atto_shared_patch12_96": _beit(64, 3, 2, patch=12, image_size=96),
     "beit_nano_shared_patch8_64": _beit(192, 6, 3, patch=8, image_size=64),
     "beit_pico_shared_patch4_32": _beit(96, 6, 3, patch=4, image_size=32),
     "beit_tiny_shared_patch4_32": _beit(192, 12, 3, patch=4, image_size=32),
@@ -149,9 +151,13 @@ PRESETS = {
     "swin_base_patch4_window6_192": Preset(  # SimMIM's
         timm="swin_base_patch4_window7_224", image_size=192, changes={"window_size": 6}
     ),
+    "vit_atto_patch4_gap_32": _gap(64, 3, 2, patch=4, image_size=32),
+    "vit_atto_patch12_gap_96": _gap(64, 3, 2, patch=12, image_size=96),
     "vit_pico_patch4_gap_32": _gap(96, 6, 3, patch=4, image_size=32),
     "vit_nano_patch8_gap_64": _gap(192, 6, 3, patch=8, image_size=64),
     "vit_tiny_patch4_gap_32": _gap(192, 12, 3, patch=4, image_size=32),
+    "vit_atto_patch4_32": _vit(64, 3, 2, patch=4, image_size=32),
+    "vit_atto_patch12_96": _vit(64, 3, 2, patch=12, image_size=96),
     "vit_femto_patch8_32": _vit(96, 3, 3, patch=8, image_size=32),
     "vit_pico_patch8_32": _vit(96, 6, 3, patch=8, image_size=32),
     "vit_pico_patch4_32": _vit(96, 6, 3, patch=4, image_size=32),

@@ -23,6 +23,7 @@ SIZES = {  # the smallest of each family and every other preset
     "deit_tiny_distilled_patch16_224": 32,
     **dict.fromkeys((n for n in PRESETS if n not in HUGE), 16),
     **dict.fromkeys(("igpt_pico_16", "igpt_pico_16_bert"), 8),
+    **dict.fromkeys((n for n in PRESETS if "patch12" in n), 24),
     "swin_base_patch4_window6_192": 32,
     "swin_pico_patch4_window4_64": 32,
 }
