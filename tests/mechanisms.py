@@ -23,7 +23,7 @@ class Pyramid(nn.Module):
 
     def __init__(self, square=0):
         super().__init__()
-        self.body = FeaturePyramidTransformer(16, 2, square=square)
+        self.body = FeaturePyramidTransformer(16, (4, 8), square=square)
 
     def forward(self, x):
         fine, coarse = self.body([x, nn.functional.max_pool2d(x, 2)])

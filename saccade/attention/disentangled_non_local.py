@@ -11,8 +11,10 @@ identity at first but not equal to it (mmsegmentation's, which projects the sum 
 norm of scale zero, is equal; its weights do not fit here). `whiten` says over what the means run:
 positions per channel (the paper), or one number per image, as in the released configurations
 called "nowd", which leaves the unary part in; "none" removes nothing, which some released
-configurations do by a misspelled name. "nowd" also has no sqrt d and no tau: temperature = d^-1/2.
-With whitened q and k their biases change nothing and get no gradient.
+configurations do by a misspelled name. "nowd" also has no sqrt d and no tau: temperature = d^-1/2;
+the weight decay that it is named for not having, no released file takes away. With whitened q and
+k their biases change nothing and get no gradient. Left out: keys pooled 2x2, which are off in all
+but one released configuration, and the ablation whose unary part is mean q . k in place of W_m x.
 """
 
 from __future__ import annotations
@@ -60,8 +62,8 @@ class DisentangledNonLocal(Mechanism):
         u, v = self.unary(x), self.value(tokens(x))
         with torch.autocast(x.device.type, enabled=False):  # 1 / tau magnifies rounding
             pair = self.fused(single(q), single(k), single(v))
-        y = self.gamma * pair + u[:, None] @ v  # [B, N, C]
-        return x + y.mT.unflatten(2, x.shape[2:])
+        y = self.gamma * pair + u[:, None].to(v.dtype) @ v  # [B, N, C]
+        return x + y.mT.unflatten(2, x.shape[2:]).to(x.dtype)
 
     def fused(
         self, q: Float[Tensor, "b n d"], k: Float[Tensor, "b n d"], v: Float[Tensor, "b n c"]
@@ -90,7 +92,7 @@ class DisentangledNonLocal(Mechanism):
 
     def unary(self, x: Float[Tensor, "b c *space"]) -> Float[Tensor, "b n"]:
         """What every position attends to, U, of sum 1."""
-        return self.mask(tokens(x))[..., 0].softmax(-1)
+        return single(self.mask(tokens(x))[..., 0]).softmax(-1)
 
     def pair(
         self, x: Float[Tensor, "b c *space"]

@@ -6,18 +6,21 @@ always one more than there are levels. Attention is a mixture of softmaxes over 
 channels, F_ij = sum_n pi_n softmax_j(s_n(q_in, k_jn)), pi = softmax_n(w_n . mean_j k_j):
     self       s = q . k, all three from one level
     grounding  s = -|q - k|^2, fine queries, coarse keys and values (`square` > 0: only a square
-               of that side around each query's place; what lies outside the map is left out)
+               of that side around each query's place)
     rendering  conv( conv(x_coarse * mean x_fine) + downsampled x_fine ), no attention of pixels.
-This is the paper. Its repository does otherwise, and does not run: grounding by dot products over
-the number of keys, rendering with a ReLU at the end, one stride of 2 between any two levels
-(here a convolution of stride 2 for each level between), weights of the mixture from queries, and
-logits over the root of all channels, where the equation has no scale. DropBlock is left out, and
-so is norm: put one behind where batches are large enough. The paper's gain is over a
-bottom-up pyramid, not over FPN.
+This is the paper, but that a square ends where the map does: there the paper has values of 0, which
+take their share of the softmax. The repository does otherwise, and does not run: grounding by dot
+products over the number of keys, rendering with a ReLU at the end, one stride of 2 between any two
+levels (here a convolution of stride 2 for each halving), keys and values pooled 2x2, weights of the
+mixture from queries, and logits over the root of all channels, where the equation has no scale.
+DropBlock is left out, and so is norm: put one behind where batches are large enough. The paper's
+gain is over a bottom-up pyramid (`use=()`), not over FPN. A square holds S^2 keys and values for
+every query: 0.4 GB for 128 x 128 queries of 256 channels at S = 5.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal
 
 import torch
@@ -25,25 +28,31 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from .non_local import tokens
+from .non_local import single, tokens
 
 Part = Literal["self", "grounding", "rendering"]
 ALL: tuple[Part, ...] = ("self", "grounding", "rendering")
 
 
 class FeaturePyramidTransformer(nn.Module):
-    """Maps of the same width, finest first, each half the size of the one before: same out."""
+    """Maps of the same width, finest first: same out."""
 
     def __init__(
         self,
         channels: int,
-        levels: int,
+        strides: tuple[int, ...],  # pixels between the cells of each map: equal, or 2, 4, ... times
         *,
         mixture: int = 2,
         square: int = 0,  # 0: grounding sees whole maps
         use: tuple[Part, ...] = ALL,  # leave some out to see what they are worth
     ) -> None:
         super().__init__()
+        self.strides, levels = strides, len(strides)
+        steps = [b / a for a, b in itertools.pairwise(strides)]
+        if any(step not in (1, 2, 4, 8, 16, 32) for step in steps):
+            raise ValueError(
+                f"strides={strides}: each must be 1, 2, 4, 8, 16 or 32 times the one before"
+            )
         self.own, self.ground, self.render = nn.ModuleList(), nn.ModuleDict(), nn.ModuleDict()
         pairs = [(i, j) for i in range(levels) for j in range(i + 1, levels)]  # fine, coarse
         if "self" in use:
@@ -55,7 +64,8 @@ class FeaturePyramidTransformer(nn.Module):
                 )
         if "rendering" in use:
             for i, j in pairs:
-                self.render[f"{j}_{i}"] = Rendering(channels, j - i)
+                halvings = (strides[j] // strides[i]).bit_length() - 1
+                self.render[f"{j}_{i}"] = Rendering(channels, halvings)
         counts = [
             1 + ("self" in use) + ("grounding" in use) * (levels - 1 - i) + ("rendering" in use) * i
             for i in range(levels)
@@ -63,8 +73,19 @@ class FeaturePyramidTransformer(nn.Module):
         self.out = nn.ModuleList(nn.Conv2d(n * channels, channels, 3, padding=1) for n in counts)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        assert len(maps) == len(self.out), f"{len(maps)} maps for {len(self.out)} levels"
+        self.check([(y.shape[2], y.shape[3]) for y in maps])
         return [out(torch.cat(self.seen(maps, i), 1)) for i, out in enumerate(self.out)]
+
+    def check(self, sizes: list[tuple[int, int]]) -> None:
+        """Each map must have the cells that its stride leaves of the finest one's."""
+        for size, stride in zip(sizes, self.strides, strict=True):
+            step = stride // self.strides[0]
+            fits = (-(-sizes[0][0] // step), -(-sizes[0][1] // step))
+            if size != fits:
+                raise ValueError(
+                    f"map of {size[0]} x {size[1]} at stride {stride}: below one of {sizes[0][0]} "
+                    f"x {sizes[0][1]} at stride {self.strides[0]} it must be {fits[0]} x {fits[1]}"
+                )
 
     def seen(self, maps: list[Tensor], i: int) -> list[Float[Tensor, "b c h w"]]:
         """The maps that make level i: itself, self, grounding, rendering."""
@@ -86,7 +107,11 @@ class CrossAttention(nn.Module):
     ) -> None:
         super().__init__()
         if channels % mixture:
-            raise ValueError(f"mixture={mixture} does not divide {channels} channels")
+            raise ValueError(
+                f"mixture={mixture} does not divide {channels} channels; choose a divisor"
+            )
+        if square and square % 2 == 0:
+            raise ValueError(f"square={square} has no center; choose an odd one")
         self.mixture, self.distance, self.square = mixture, distance, square
         self.query = nn.Linear(channels, channels)
         self.key = nn.Linear(channels, channels)
@@ -100,7 +125,7 @@ class CrossAttention(nn.Module):
             at, inside = around(x.shape[2:], other.shape[2:], self.square, x.device)
             share = self.near(x, other, at, inside)  # [B, N, S]
             v = self.value(tokens(other))[:, at]  # [B, N, S, C]
-            y = torch.einsum("bns,bnsc->bnc", share, v)
+            y = torch.einsum("bns,bnsc->bnc", share.to(v.dtype), v)
         else:
             y = self.fused(x, other)
         return y.mT.unflatten(2, x.shape[2:])
@@ -115,8 +140,9 @@ class CrossAttention(nn.Module):
             empty = share.new_zeros(*share.shape[:2], other.shape[2] * other.shape[3])
             return empty.scatter_add(2, at.expand_as(share), share)
         q, k, shares = self.pairs(x, other)
-        each = (q @ k.mT).softmax(-1)  # [B, P, N, M]
-        return torch.einsum("bp,bpnm->bnm", shares, each)
+        with torch.autocast(x.device.type, enabled=False):
+            each = (single(q) @ single(k).mT).softmax(-1)  # [B, P, N, M]
+            return torch.einsum("bp,bpnm->bnm", shares, each)
 
     def pairs(
         self, x: Float[Tensor, "b c h w"], other: Float[Tensor, "b c i j"]
@@ -127,7 +153,7 @@ class CrossAttention(nn.Module):
         half precision two, with what the first one rounds away.
         """
         keys = self.key(tokens(other))
-        shares = (keys.mean(1) @ self.weight.T).softmax(-1)
+        shares = single(keys.mean(1) @ self.weight.T).softmax(-1)
         q, k = (
             t.unflatten(-1, (self.mixture, -1)).transpose(1, 2)
             for t in (self.query(tokens(x)), keys)
@@ -156,7 +182,7 @@ class CrossAttention(nn.Module):
         q, k = q.repeat_interleave(p, 1), k.repeat_interleave(p, 1)
         y = F.scaled_dot_product_attention(q, k, wide, scale=1.0)  # [B, P P, N, E]
         y = y[..., : v.shape[-1]].unflatten(1, (p, p))
-        return torch.einsum("bp,bpsnd->bnsd", shares, y).flatten(2)
+        return torch.einsum("bp,bpsnd->bnsd", shares.to(y.dtype), y).flatten(2)
 
     def near(
         self,
@@ -167,9 +193,10 @@ class CrossAttention(nn.Module):
     ) -> Float[Tensor, "b n s"]:
         """F of the keys at `at` alone."""
         q, k, shares = self.pairs(x, other)
-        logits = torch.einsum("bpne,bpnse->bpns", q, k[:, :, at])
-        each = logits.masked_fill(~inside, -torch.inf).softmax(-1)
-        return torch.einsum("bp,bpns->bns", shares, each)
+        with torch.autocast(x.device.type, enabled=False):
+            logits = torch.einsum("bpne,bpnse->bpns", single(q), single(k)[:, :, at])
+            each = logits.masked_fill(~inside, -torch.inf).softmax(-1)
+            return torch.einsum("bp,bpns->bns", shares, each)
 
 
 class Rendering(nn.Module):
@@ -178,9 +205,8 @@ class Rendering(nn.Module):
     def __init__(self, channels: int, halvings: int) -> None:
         super().__init__()
         self.refine = nn.Conv2d(channels, channels, 3, padding=1)
-        self.down = nn.Sequential(
-            *(nn.Conv2d(channels, channels, 3, 2, 1) for _ in range(halvings))
-        )
+        steps = [2] * halvings or [1]
+        self.down = nn.Sequential(*(nn.Conv2d(channels, channels, 3, s, 1) for s in steps))
         self.out = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..core import Mechanism
-from .non_local import tokens
+from .non_local import single, tokens
 
 
 class GlobalContext(Mechanism):
@@ -29,7 +29,7 @@ class GlobalContext(Mechanism):
         nn.init.zeros_(self.fc2.bias)
 
     def forward(self, x: Float[Tensor, "b c *space"]) -> Float[Tensor, "b c *space"]:
-        context = (self.unary(x)[:, None] @ tokens(x))[:, 0]  # [B, C]
+        context = (self.unary(x)[:, None].to(x.dtype) @ tokens(x))[:, 0]  # [B, C]
         y = self.fc2(self.norm(self.fc1(context)).relu())
         return x + y[(...,) + (None,) * (x.ndim - 2)]
 
@@ -41,4 +41,4 @@ class GlobalContext(Mechanism):
 
     def unary(self, x: Float[Tensor, "b c *space"]) -> Float[Tensor, "b n"]:
         """What every position attends to, of sum 1."""
-        return self.mask(tokens(x))[..., 0].softmax(-1)
+        return single(self.mask(tokens(x))[..., 0]).softmax(-1)

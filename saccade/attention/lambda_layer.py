@@ -6,11 +6,11 @@ Bello 2021, arXiv:2102.08602. With queries q [n, h, k], keys K [m, k, u], values
 All heads use the same lambdas, u is the intra-depth, and E_nm depends on the offset m - n alone:
 `LocalLambda` is the lambda convolution, with offsets up to scope // 2; `GlobalLambda` reaches
 the whole map and is bound to its size. Keys are normalized over positions, each channel for
-itself; queries and values go through batch norm, keys do not. The sum over positions stands in
-matrix products, which accumulate in float32. Position tables start at N(0, 1): a batch norm must
-follow the layer.
-Left out: lambdas of masked or autoregressive contexts, so pictures padded to one size change
-each other's keys.
+itself; queries and values go through batch norm, keys do not. Sums over positions are in single
+precision: keys of a large map are smaller than half precision resolves. Position tables start at
+N(0, 1): a batch norm must follow the layer.
+Left out: lambdas of masked or autoregressive contexts, so the padding of pictures that share a
+batch takes its part of their keys; and one table for several layers.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..core import Mechanism
+from .non_local import single
 
 
 class LocalLambda(nn.Module):
@@ -102,9 +103,10 @@ class LambdaLayer(Mechanism):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
         q, k, v = self.project(x)
-        content = torch.einsum("bukm,buvm->bvk", k, v.flatten(3))
+        with torch.autocast(x.device.type, enabled=False):
+            content = torch.einsum("bukm,buvm->bvk", k, v.flatten(3).to(k.dtype))
         position = self.positions(v).flatten(3)  # [B, v, k, N]
-        y = torch.einsum("bhkn,bvkn->bhvn", q, content[..., None] + position)
+        y = torch.einsum("bhkn,bvkn->bhvn", q, content[..., None].to(position.dtype) + position)
         return y.flatten(1, 2).unflatten(2, x.shape[2:])
 
     def look(
@@ -118,7 +120,7 @@ class LambdaLayer(Mechanism):
         q = q[..., at]  # [B, h, k, Q]
         e = self.positions.embeddings(x.shape[2:], at)  # [Q, M, k, u]
         parts = {
-            "content": torch.einsum("bhkq,bukm->bhuqm", q, k),
+            "content": torch.einsum("bhkq,bukm->bhuqm", q.to(k.dtype), k),
             "position": torch.einsum("bhkq,qmku->bhuqm", q, e),
         }
         return {name: y.flatten(1, 2).unflatten(3, x.shape[2:]) for name, y in parts.items()}
@@ -130,5 +132,5 @@ class LambdaLayer(Mechanism):
         u = self.positions.intra
         q, k, v = self.qkv(x).split(self.parts, 1)
         q = self.norm_q(q).flatten(2).unflatten(1, (self.heads, -1))
-        k = k.flatten(2).unflatten(1, (u, -1)).softmax(-1)
+        k = single(k.flatten(2).unflatten(1, (u, -1))).softmax(-1)
         return q, k, self.norm_v(v).unflatten(1, (u, -1))

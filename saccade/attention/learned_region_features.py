@@ -52,6 +52,8 @@ class LearnedRegionFeatures(nn.Module):
         super().__init__()
         if inside + outside == 0:
             raise ValueError("inside=0 and outside=0 leave no position; choose one above 0")
+        if embedding % 2:
+            raise ValueError(f"embedding={embedding} is of sines and cosines; choose an even number")
         self.size, self.embedding, self.grids = size, embedding, (inside, outside)
         self.box = nn.Parameter(torch.empty(size * size, width, 4 * embedding))
         self.position = nn.Parameter(torch.empty(2, width, embedding))  # of rows, of columns

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..core import Mechanism
+from .non_local import single
 
 Similarity = Literal["product", "squared", "absolute"]
 HIDDEN = 64  # units of the geometry prior
@@ -58,7 +59,7 @@ class LocalRelation(Mechanism):
     def forward(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b c h w"]:
         w = self.attention(x)
         with torch.autocast(x.device.type, enabled=False):
-            return aggregate(x.to(w.dtype), w, self.stride, self.dilation)
+            return aggregate(x.to(w.dtype), w, self.stride, self.dilation).to(x.dtype)
 
     def attention(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b g o h w"]:
         """Weights of the window's offsets in raster order, of sum 1."""
@@ -76,7 +77,7 @@ class LocalRelation(Mechanism):
         logits = like + self.geometry(self.offsets).T[:, :, None]
         logits = logits.masked_fill(inside == 0, -torch.inf)
         height, width = (-(-side // self.stride) for side in x.shape[2:])
-        return logits.softmax(2).unflatten(3, (height, width))
+        return single(logits).softmax(2).unflatten(3, (height, width))
 
     def look(
         self, x: Float[Tensor, "b c H W"], at: Int[Tensor, "q"]

@@ -15,7 +15,8 @@ timm's block divides by the root of the input's channels instead of d, and early
 multiplied by sqrt d, which sharpens. The block starts as the identity: the batch norm's scale is
 zero, or W_z where there is no norm. That scale must not be decayed while it is zero (Caffe2's
 recipe has no decay on norms: `optim.decay_1d=False`). There is no position term: on a flat region
-the block averages.
+the block averages. Concatenation alone keeps the table of all pairs in memory. Of long clips the
+official code makes groups of 4 frames, one block call each; that is left to the caller.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ class NonLocal(Mechanism):
         norm: bool = True,
     ) -> None:
         super().__init__()
+        if channels % ratio:
+            raise ValueError(f"ratio={ratio} does not divide {channels} channels; choose a divisor")
         inner = channels // ratio
         self.pairing, self.pool = pairing, pool
         self.scale = inner**-0.5 if pairing == "scaled_gaussian" else 1.0

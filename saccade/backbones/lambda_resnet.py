@@ -1,11 +1,14 @@
 """LambdaResNets: ResNets with lambda layers in place of 3x3 convolutions.
 
 Bello 2021, arXiv:2102.08602. `lambda_resnet50` is the network of the paper's ablations: all 16
-convolutions of a plain ResNet-50, scope 23. `lambda_resnetrs50` is the hybrid on timm's ResNet-RS:
-the last stage and, of the one before, unit 3; the other units have squeeze-and-excitation.
+convolutions of a plain ResNet-50, scope 23. `lambda_resnetrs50` to `420` are the hybrids on timm's
+ResNet-RS: the last stage and, of the one before, the paper's table of units, taken to count from 0
+(unit 3 of 50's, every fifth of 152's); the other units have squeeze-and-excitation.
 A strided unit averages 3x3 with stride 2 behind the layer (timm 2x2). The public count of
 14,995,848 parameters for the first has a bias in each position convolution, 16 x 16 numbers, which
-the paper's equation lacks and which are not here. The paper's count for hybrids was not reached.
+the paper's equation lacks and which are not here. The paper's count for hybrids was not reached:
+67.2 million for 152, 50.3 without timm's gates, where the paper has 51.4; timm's are a quarter of
+the unit's output wide. Left out: the variants whose last stage is convolutional.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """ResNets with non-local, disentangled non-local or global context blocks in named units.
 
 Where the official codes put them: non-local blocks behind a unit's last ReLU (arXiv:1711.07971:
-units 1, 3 of res3 and 1, 3, 5 of res4 of a ResNet-50), keys of a map pooled 2x2 before phi and g;
-disentangled ones between the sum and that ReLU of res4's last unit but one (arXiv:2006.06668, the
-detection code, with d = C/4); global context blocks in front of the sum, of all units from res3 on
-(arXiv:1904.11492). All other weights keep timm's keys, so that the blocks can be put into a
-trained ResNet. The small networks have one block a stage, and no pooling of keys.
+units 1, 3 of res3 and 1, 3, 5 of res4 of a ResNet-50, 6, 13, 20 of a ResNet-101's), keys of a map
+pooled 2x2 before phi and g; disentangled ones between the sum and that ReLU of res4's last unit but
+one (arXiv:2006.06668, the detection code, with d = C/4); global context blocks in front of the sum,
+of all units from res3 on (arXiv:1904.11492). All other weights keep timm's keys, so that the blocks
+can be put into a trained ResNet. The small networks have non-local and disentangled blocks in the
+same units, of res3 and res4, and no pooling of keys.
 """
 
 from __future__ import annotations

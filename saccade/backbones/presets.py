@@ -103,7 +103,17 @@ def _simclr(depth: int, width: int, *, selective: bool = False) -> Preset:
 
 
 RESNET50 = Preset(timm="resnet50", image_size=224)
+NL_UNITS = {50: {2: (1, 3), 3: (1, 3, 5)}, 101: {2: (1, 3), 3: (6, 13, 20)}}
 GC_UNITS = {2: (0, 1, 2, 3), 3: (0, 1, 2, 3, 4, 5), 4: (0, 1, 2)}  # all but the first stage
+LAMBDA_UNITS = {  # of the stage before the last; all of the last
+    50: (3,),
+    101: (6, 12, 18),
+    152: range(5, 31, 5),
+    200: range(5, 31, 5),
+    270: range(8, 49, 8),
+    350: range(10, 61, 10),
+    420: range(10, 81, 10),
+}
 
 PRESETS = {
     "beit_base_shared_patch16_224": _beit(768, 12, 12, patch=16, image_size=224),
@@ -112,19 +122,27 @@ PRESETS = {
     "beit_nano_shared_patch8_64": _beit(192, 6, 3, patch=8, image_size=64),
     "beit_pico_shared_patch4_32": _beit(96, 6, 3, patch=4, image_size=32),
     "beit_tiny_shared_patch4_32": _beit(192, 12, 3, patch=4, image_size=32),
-    "dnl_resnet10_w32": _non_local("disentangled", _resnet10(32), {3: (0,)}),
+    "dnl_resnet10_w32": _non_local("disentangled", _resnet10(32), {2: (0,), 3: (0,)}),
     "dnl_resnet50": _non_local("disentangled", RESNET50, {3: (4,)}),
     "gc_resnet10_w32": _non_local("global_context", _resnet10(32), {2: (0,), 3: (0,), 4: (0,)}),
     "gc_resnet50": _non_local("global_context", RESNET50, GC_UNITS),
     "lambda_resnet10_w32": _lambda(_resnet10(32), 7, 0, 0, 1, 1),
     "lambda_resnet50": _lambda(RESNET50, 23, 3, 4, 6, 3),
-    "lambda_resnetrs50": _lambda(replace(RESNET50, timm="resnetrs50"), 23, 0, 0, (3,), 3),
+    **{
+        f"lambda_resnetrs{d}": _lambda(
+            replace(RESNET50, timm=f"resnetrs{d}"), 23, 0, 0, tuple(units), 3 if d < 270 else 4
+        )
+        for d, units in LAMBDA_UNITS.items()
+    },
     "lr_net14_w16": _lr_net14(16),
     "lr_net14_w32": _lr_net14(32),
     "lr_net26": _lr_net(2, 2, 2, 2),
     "lr_net50": _lr_net(3, 4, 6, 3),
     "nl_resnet10_w32": _non_local("non_local", _resnet10(32), {2: (0,), 3: (0,)}),
-    "nl_resnet50": _non_local("non_local", RESNET50, {2: (1, 3), 3: (1, 3, 5)}),
+    **{
+        f"nl_resnet{d}": _non_local("non_local", replace(RESNET50, timm=f"resnet{d}"), units)
+        for d, units in NL_UNITS.items()
+    },
     "resnet10_w16": _resnet10(16),
     "resnet10_w28": _resnet10(28),
     "resnet10_w32": _resnet10(32),

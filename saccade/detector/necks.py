@@ -17,6 +17,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.misc import Conv2dNormActivation
 
 from ..attention import FeaturePyramidTransformer
+from ..attention.feature_pyramid_transformer import ALL, Part
 from ..core import PatchBackbone, StagedBackbone
 
 Maps = OrderedDict[str, Tensor]  # by level, finest first
@@ -73,11 +74,19 @@ class TransformerPyramid(nn.Module):
     """The maps of all stages at one width, each with what it finds in itself and all others.
 
     Nothing is added top down before. The batch norm behind is ours; the paper's code has it inside.
+    Without parts to `use` it is the bottom-up pyramid that the paper compares with.
     """
 
     rpn_depth = 1
 
-    def __init__(self, encoder: StagedBackbone, width: int, *, batch_norm: bool) -> None:
+    def __init__(
+        self,
+        encoder: StagedBackbone,
+        width: int,
+        *,
+        batch_norm: bool,
+        use: tuple[Part, ...] = ALL,
+    ) -> None:
         super().__init__()
         self.width = width
         self.strides = (*encoder.strides, 2 * encoder.strides[-1])
@@ -87,7 +96,7 @@ class TransformerPyramid(nn.Module):
             Conv2dNormActivation(c, width, 1, norm_layer=norm, activation_layer=None)
             for c in encoder.widths
         )
-        self.fpt = FeaturePyramidTransformer(width, len(encoder.widths))
+        self.fpt = FeaturePyramidTransformer(width, encoder.strides, use=use)
         self.norms = nn.ModuleList(
             nn.BatchNorm2d(width) if batch_norm else nn.Identity() for _ in encoder.widths
         )

@@ -5,7 +5,8 @@ for heads whose regions see each other (Hu et al. 2018, arXiv:1711.11575) and fo
 place of non-maximum suppression. Not the same as the paper: both learn from torchvision's sample of
 regions, where the paper has all proposals and their hardest; each class has boxes of its own; the
 removal learns with the detector, never alone. A class whose best score is below the threshold has
-no detections, as in the paper, and the best `detections_per_img` are given.
+no detections, as in the paper (.05; the paper has .01 without a pyramid), and the best
+`detections_per_img` are given.
 """
 
 from __future__ import annotations

@@ -6,10 +6,12 @@ The proposal network, the heads, their losses and NMS are torchvision's. Necks (
     c4      one map of stride 16; the last stage of the encoder is the head, run on every region
     fpn     every stage, top down; two fully connected layers are the head
     fpt     every stage, by a feature pyramid transformer in place of that; the same head
+    bfp     every stage for itself: the pyramid that fpt's paper counts its gain over; the same head
     simple  the last map of a plain ViT at four scales; convolutions with layer norm are the head
 Attention in the head: `relation` behind each fully connected layer, `roi=lrf` in place of RoIAlign,
 `dedup=learned` in place of NMS (attention/object_relation.py, learned_region_features.py,
-duplicate_removal.py); lrf-prior starts near RoIAlign's bins, which suits few pictures.
+duplicate_removal.py); lrf-prior starts near RoIAlign's bins, which suits few pictures. The removal
+takes the first 100 detections of a class, 150 where there is a pyramid, as the paper does.
 As MoCo transfers (arXiv:1911.05722, section 4.2): all layers train, batch norm too, there is batch
 norm in the pyramid and after the last stage of c4, and regions are aligned to half pixels.
 Not the same as detectron2: both box losses are smooth below 1/9, torchvision's constant, where the
@@ -78,7 +80,7 @@ class Detect(System):
     @dataclass(frozen=True, kw_only=True)
     class Config:
         classes: tuple[str, ...] = ()  # names, taken from the data
-        neck: Literal["c4", "fpn", "fpt", "simple"] = "fpn"
+        neck: Literal["c4", "fpn", "fpt", "bfp", "simple"] = "fpn"
         head: Head = field(default_factory=Head)
         masks: bool = False
         framing: Framing = field(default_factory=Framing)
@@ -127,8 +129,8 @@ class Detect(System):
         )
         self.removal = None
         if cfg.head.dedup == "learned":
-            features = encoder.dim if cfg.neck == "c4" else cfg.hidden
-            self.removal = DuplicateRemoval(features)
+            features, first = (encoder.dim, 100) if cfg.neck == "c4" else (cfg.hidden, 150)
+            self.removal = DuplicateRemoval(features, first=first)
 
     def forward(self, batch: Scenes, clock: Clock) -> Step:
         targets = [
@@ -205,7 +207,15 @@ def _neck(cfg: Detect.Config, encoder: Backbone) -> Neck:
         case "fpn":
             return Pyramid(encoder, cfg.width, batch_norm=cfg.batch_norm)
         case "fpt":
+            _check_even(cfg, "fpt splits channels in two")
             return TransformerPyramid(encoder, cfg.width, batch_norm=cfg.batch_norm)
+        case "bfp":
+            return TransformerPyramid(encoder, cfg.width, batch_norm=cfg.batch_norm, use=())
+
+
+def _check_even(cfg: Detect.Config, reason: str) -> None:
+    if cfg.width % 2:
+        raise ValueError(f"setting system.width: {cfg.width} is odd and {reason}; make it even")
 
 
 def _heads(cfg: Detect.Config, neck: Neck, encoder: Backbone) -> dict[str, Any]:
@@ -254,6 +264,7 @@ def _c4_heads(cfg: Detect.Config, neck: C4, encoder: Backbone, classes: int) -> 
 def _pool(cfg: Detect.Config, neck: Neck, size: int, strides: tuple[int, ...]) -> RoIPool:
     if cfg.head.roi == "align":
         return RoIPool(size, strides)
+    _check_even(cfg, "head.roi has sines and cosines")
     learned = LearnedRegionFeatures(
         neck.width,
         size,

@@ -6,6 +6,7 @@ from saccade.attention import FeaturePyramidTransformer
 from saccade.attention.feature_pyramid_transformer import CrossAttention, Rendering, around
 
 C = 6
+STRIDES = (4, 8, 16, 32, 64, 128)
 
 
 def attend(mixture=2, **settings):
@@ -178,7 +179,7 @@ def test_rendering_equals_its_equation():
 )
 @pytest.mark.parametrize("square", [0, 3])
 def test_every_level_keeps_its_size_and_sees_one_map_more_than_there_are(sizes, square):
-    made = FeaturePyramidTransformer(4, len(sizes), square=square)
+    made = FeaturePyramidTransformer(4, STRIDES[: len(sizes)], square=square)
     maps = [torch.randn(1, 4, *size) for size in sizes]
     with torch.no_grad():
         assert [y.shape for y in made(maps)] == [x.shape for x in maps]
@@ -188,8 +189,8 @@ def test_every_level_keeps_its_size_and_sees_one_map_more_than_there_are(sizes, 
 
 def test_context_goes_down_by_grounding_and_detail_up_by_rendering():
     maps = [torch.randn(1, 4, s, s) for s in (8, 4, 2)]
-    ground = FeaturePyramidTransformer(4, 3, use=("grounding",))
-    render = FeaturePyramidTransformer(4, 3, use=("rendering",))
+    ground = FeaturePyramidTransformer(4, STRIDES[:3], use=("grounding",))
+    render = FeaturePyramidTransformer(4, STRIDES[:3], use=("rendering",))
     for changed in range(3):
         other = [x + (i == changed) for i, x in enumerate(maps)]
         with torch.no_grad():
@@ -200,7 +201,7 @@ def test_context_goes_down_by_grounding_and_detail_up_by_rendering():
 
 
 def test_without_its_parts_it_is_a_convolution():
-    made = FeaturePyramidTransformer(4, 2, use=())
+    made = FeaturePyramidTransformer(4, STRIDES[:2], use=())
     maps = [torch.randn(1, 4, s, s) for s in (4, 2)]
     y = F.conv2d(maps[0], made.out[0].weight, made.out[0].bias, padding=1)
     torch.testing.assert_close(made(maps)[0], y)
@@ -214,6 +215,6 @@ def test_gradients_are_those_of_differences(settings):
 
 def test_gradients_of_a_whole_pyramid_are_those_of_differences():
     torch.manual_seed(0)
-    made = FeaturePyramidTransformer(2, 2).double()
+    made = FeaturePyramidTransformer(2, (1, 2)).double()
     maps = [torch.randn(1, 2, s, s, dtype=torch.double, requires_grad=True) for s in (3, 2)]
     assert torch.autograd.gradcheck(lambda *maps: tuple(made(list(maps))), maps)

@@ -12,6 +12,7 @@ from saccade.attention import LambdaLayer, LocalRelation
 from saccade.backbones.presets import PRESETS
 from saccade.backbones.timm_adapter import StagedNet
 from saccade.backbones.timm_state import load_timm_state, timm_state
+from saccade.core import Mechanism
 from saccade.exports import hf, onnx, state_dict, torchvision
 from saccade.exports import timm as timm_export
 from saccade.methods.simclr import SimCLR
@@ -31,15 +32,14 @@ def encoder(name, size=32, **settings):
 
 def parameters(name):
     """With the classifier of 1000 classes that papers count."""
-    made = encoder(name, 224)
+    made = outline(name)
     return sum(p.numel() for p in made.parameters()) + (made.dim + 1) * 1000
 
 
-def macs(name):
-    """Multiplications of convolutions and matrix products at 224 pixels, in G, with classifier."""
-    made = encoder(name, 224).eval()
+def macs(made, size):
+    """Multiplications of convolutions and matrix products, in G, with the classifier of papers."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        made(torch.zeros(1, 3, 224, 224))
+        made(torch.zeros(1, 3, size, size))
     return (counter.get_total_flops() / 2 + made.dim * 1000) / 1e9
 
 
@@ -150,8 +150,14 @@ def test_replaced_layers_do_not_come_from_a_plain_resnet():
         load_timm_state(encoder("lambda_resnet10_w32"), timm_state(encoder("resnet10_w32")))
 
 
+def outline(name):
+    """The network without numbers."""
+    with torch.device("meta"):
+        return encoder(name, 224)
+
+
 def inserted(name, key):
-    return [k.removesuffix(key) for k in timm_state(encoder(name)) if k.endswith(key)]
+    return [k.removesuffix(key) for k in timm_state(outline(name)) if k.endswith(key)]
 
 
 def test_blocks_stand_where_the_papers_put_them():
@@ -162,13 +168,39 @@ def test_blocks_stand_where_the_papers_put_them():
         "layer3.3",
         "layer3.5",
     ]
+    units = [f"layer{i}.{j}" for i, j in ((2, 1), (2, 3), (3, 6), (3, 13), (3, 20))]
+    assert inserted("nl_resnet101", ".act3.nl.g.weight") == units
     assert inserted("dnl_resnet50", ".act3.dnl.gamma") == ["layer3.4"]
     assert len(inserted("gc_resnet50", ".se.mask.weight")) == 4 + 6 + 3
 
 
 def test_non_local_acts_behind_the_relu_and_disentangled_before_it():
-    assert list(dict(encoder("nl_resnet50").net.layer3[1].act3.named_children())) == ["act", "nl"]
-    assert list(dict(encoder("dnl_resnet50").net.layer3[4].act3.named_children())) == ["dnl", "act"]
+    assert list(dict(outline("nl_resnet50").net.layer3[1].act3.named_children())) == ["act", "nl"]
+    assert list(dict(outline("dnl_resnet50").net.layer3[4].act3.named_children())) == ["dnl", "act"]
+
+
+@pytest.mark.parametrize("mechanism", ["nl", "dnl", "gc"])
+@torch.no_grad()
+def test_a_unit_adds_a_constant_of_its_block_where_the_official_code_does(mechanism):
+    """Behind the ReLU, between sum and ReLU, in front of the sum: seen by a constant below 0."""
+    unit = encoder(f"{mechanism}_resnet10_w32").eval().net.layer3[0]
+    block = next(m for m in unit.modules() if isinstance(m, Mechanism))
+    block.register_forward_hook(lambda module, given, made: given[0] - 1)
+    x = torch.randn(1, 64, 8, 8)
+    branch = unit.bn2(unit.conv2(unit.aa(unit.act1(unit.drop_block(unit.bn1(unit.conv1(x)))))))
+    total = branch + unit.downsample(x)
+    want = total.relu() - 1 if mechanism == "nl" else (total - 1).relu()
+    torch.testing.assert_close(unit(x), want)
+    (seen,) = captured(block, unit, x)
+    torch.testing.assert_close(seen, {"nl": total.relu(), "dnl": total, "gc": branch}[mechanism])
+
+
+def captured(block, unit, x):
+    """What goes into a block."""
+    found = []
+    with block.register_forward_pre_hook(lambda module, given: found.append(given[0].clone())):
+        unit(x)
+    return found
 
 
 def test_non_local_blocks_cost_what_their_shapes_say():
@@ -180,11 +212,11 @@ def test_non_local_blocks_cost_what_their_shapes_say():
 def test_lambda_resnet50_has_the_published_size():
     biases = 16 * 16  # one for each key channel of each layer in the public count, none here
     assert parameters("lambda_resnet50") == 14_995_848 - biases
-    assert macs("lambda_resnet50") == pytest.approx(6.576, rel=0.02)
+    assert macs(encoder("lambda_resnet50", 224).eval(), 224) == pytest.approx(6.576, rel=0.02)
 
 
 def test_lambda_layers_that_shrink_the_map_average_three_by_three_behind():
-    net = encoder("lambda_resnet50", 224).net
+    net = outline("lambda_resnet50").net
     for stage in (net.layer2, net.layer3, net.layer4):
         layer, pool = stage[0].conv2
         assert isinstance(layer, LambdaLayer)
@@ -192,14 +224,23 @@ def test_lambda_layers_that_shrink_the_map_average_three_by_three_behind():
         assert all(isinstance(unit.conv2, LambdaLayer) for unit in stage[1:])
 
 
-def test_the_hybrid_has_lambdas_in_the_last_stages_and_gates_elsewhere():
-    net = encoder("lambda_resnetrs50").net
+@pytest.mark.parametrize(
+    ("depth", "blocks", "third"),
+    [
+        (50, (3, 4, 6, 3), [3]),
+        (101, (3, 4, 23, 3), [6, 12, 18]),
+        (152, (3, 8, 36, 3), [5, 10, 15, 20, 25, 30]),
+    ],
+)
+def test_a_hybrid_has_lambdas_in_the_last_stages_and_gates_elsewhere(depth, blocks, third):
+    net = outline(f"lambda_resnetrs{depth}").net
+    assert tuple(len(net.get_submodule(f"layer{i}")) for i in range(1, 5)) == blocks
     kinds = {
         f"{i}.{j}": any(isinstance(m, LambdaLayer) for m in unit.modules())
         for i in range(1, 5)
         for j, unit in enumerate(net.get_submodule(f"layer{i}"))
     }
-    assert [k for k, v in kinds.items() if v] == ["3.3", "4.0", "4.1", "4.2"]
+    assert [k for k, v in kinds.items() if v] == [f"3.{j}" for j in third] + ["4.0", "4.1", "4.2"]
     for place, is_lambda in kinds.items():
         assert (net.get_submodule(f"layer{place}").se is None) == is_lambda
 
@@ -213,10 +254,20 @@ def test_lr_nets_are_near_the_published_size(name, millions, gmacs):
     sums = 49 * 64 * 112**2  # the stem; the sums over windows are no matrix products
     for stage, depth in enumerate(layers):
         sums += depth * 49 * 100 * 2**stage * (56 // 2**stage) ** 2
-    assert macs(name) + sums / 1e9 == pytest.approx(gmacs, rel=0.12)
+    made = encoder(name, 224).eval()
+    small, larger = macs(made, 32), macs(made, 64)  # all but the prior grows with the positions
+    whole = small + (larger - small) * (7**2 - 1) / (2**2 - 1)
+    assert whole + sums / 1e9 == pytest.approx(gmacs, rel=0.12)
+
+
+def test_the_deepest_hybrids_have_every_eighth_or_tenth_unit():
+    found = {n: PRESETS[f"lambda_resnetrs{n}"].layers["units"][2:] for n in (270, 350, 420)}
+    assert found[270] == ((8, 16, 24, 32, 40, 48), (0, 1, 2, 3))
+    assert found[350] == ((10, 20, 30, 40, 50, 60), (0, 1, 2, 3))
+    assert found[420] == ((10, 20, 30, 40, 50, 60, 70, 80), (0, 1, 2, 3))
 
 
 def test_no_spatial_convolution_is_left_in_an_lr_net():
-    net = encoder("lr_net26", 224).net
+    net = outline("lr_net26").net
     assert {m.kernel_size for m in net.modules() if isinstance(m, nn.Conv2d)} == {(1, 1)}
     assert sum(isinstance(m, LocalRelation) for m in net.modules()) == 1 + 8
