@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from mechanisms import MADE, picture
+from torch.overrides import TorchFunctionMode
 
 from saccade import attention
 
@@ -61,6 +62,25 @@ def test_half_precision_stays_near(layer):
         y = layer.eval()(x)
     exact = layer(x)
     assert (y - exact).norm() < 0.05 * exact.norm()
+
+
+class Softmaxes(TorchFunctionMode):
+    """Which types softmaxes are given, fused ones apart, whose sums are single within."""
+
+    def __init__(self):
+        super().__init__()
+        self.types = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__name__", "") == "softmax":
+            self.types.append(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+def test_softmaxes_are_in_single_precision_under_autocast(layer):
+    with torch.autocast("cpu", torch.bfloat16), Softmaxes() as seen:
+        layer.eval()(picture())
+    assert set(seen.types) <= {torch.float32}
 
 
 def test_state_makes_the_same_layer(layer, request):

@@ -120,3 +120,26 @@ def test_permuted_positions_give_permuted_outputs():
 def test_gradients_are_those_of_differences():
     made, x = block(4, temperature=0.5), pictures(1, 4, 2, 3).requires_grad_()
     assert torch.autograd.gradcheck(made, (x,))
+
+
+def test_weights_start_as_in_the_official_code():
+    torch.manual_seed(0)
+    made = DisentangledNonLocal(256)
+    for layer in (made.query, made.key, made.value, made.mask):
+        assert layer.weight.std().item() == pytest.approx(0.01, rel=0.15)
+        assert layer.bias is None or not layer.bias.any()
+    assert made.value.bias is None
+    assert not made.gamma.any()
+
+
+def test_the_gate_is_of_the_pairwise_part_alone():
+    made, x = block(), pictures()
+    with torch.no_grad():
+        added = []
+        for gate in (0.0, 1.0, 3.0):
+            made.gamma.fill_(gate)
+            added.append(made(x) - x)
+    v = made.value(x.flatten(2).mT)
+    pair = (made.attention(x) @ v).mT.unflatten(2, x.shape[2:])
+    torch.testing.assert_close(added[1] - added[0], pair)
+    torch.testing.assert_close(added[2] - added[0], 3 * pair)

@@ -82,14 +82,14 @@ def by_loops(made, boxes, given, labels):
     """Targets of ranked boxes [C, N, 4], detection by detection."""
     targets = torch.zeros(*boxes.shape[:2], len(made.thresholds))
     for c, mine in enumerate(boxes):
+        overlaps = box_iou(mine, given).tolist()
         for t, threshold in enumerate(made.thresholds):
             taken = set()
-            for n, box in enumerate(mine):  # best first
+            for n, overlap in enumerate(overlaps):  # best first
                 best, nearest = -1.0, None
                 for g, label in enumerate(labels):
-                    overlap = float(box_iou(box[None], given[g : g + 1]))
-                    if label == c and overlap > best:
-                        best, nearest = overlap, g
+                    if label == c and overlap[g] > best:
+                        best, nearest = overlap[g], g
                 if best > threshold and nearest not in taken:
                     taken.add(nearest)
                     targets[c, n, t] = 1

@@ -47,7 +47,7 @@ def by_loops(made, x, other, parts, *, distance, keys=lambda i: None):
 @pytest.mark.parametrize("distance", [False, True])
 def test_attention_equals_the_equation_written_as_loops(parts, distance):
     made = attend(parts, distance=distance)
-    x, other = pair()
+    x, other = pair((2, 3))
     y = by_loops(made, x[0], other[0], parts, distance=distance)
     torch.testing.assert_close(made(x, other)[0].flatten(1), y)
 
@@ -218,3 +218,36 @@ def test_gradients_of_a_whole_pyramid_are_those_of_differences():
     made = FeaturePyramidTransformer(2, (1, 2)).double()
     maps = [torch.randn(1, 2, s, s, dtype=torch.double, requires_grad=True) for s in (3, 2)]
     assert torch.autograd.gradcheck(lambda *maps: tuple(made(list(maps))), maps)
+
+
+def test_levels_of_one_stride_are_rendered_without_halving():
+    """The last stages of a dilated network, for segmentation."""
+    made = FeaturePyramidTransformer(4, (4, 8, 8))
+    maps = [torch.randn(1, 4, *size) for size in ((7, 6), (4, 3), (4, 3))]
+    assert [y.shape for y in made(maps)] == [x.shape for x in maps]
+    steps = {name: [conv.stride[0] for conv in part.down] for name, part in made.render.items()}
+    assert steps == {"1_0": [2], "2_0": [2], "2_1": [1]}
+
+
+def test_what_does_not_fit_is_named():
+    with pytest.raises(ValueError, match=r"strides=\(4, 12\): each must be 1, 2, 4"):
+        FeaturePyramidTransformer(4, (4, 12))
+    with pytest.raises(ValueError, match="mixture=2 does not divide 5 channels; choose a divisor"):
+        FeaturePyramidTransformer(5, (1, 2))
+    with pytest.raises(ValueError, match="square=4 has no center"):
+        FeaturePyramidTransformer(4, (1, 2), square=4)
+    made = FeaturePyramidTransformer(4, (4, 8))
+    with pytest.raises(ValueError, match="map of 3 x 3 at stride 8: below one of 7 x 6 .* 4 x 3"):
+        made([torch.randn(1, 4, 7, 6), torch.randn(1, 4, 3, 3)])
+
+
+def test_a_square_keeps_the_digits_of_distances_in_half_precision():
+    torch.manual_seed(0)
+    made = CrossAttention(64, 1, distance=True, square=3)
+    x, other = torch.randn(1, 64, 8, 8), torch.randn(1, 64, 4, 4)
+    for linear in (made.query, made.key):
+        torch.nn.init.normal_(linear.weight, std=1 / 4)
+    want = made.attention(x, other)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = made.attention(x, other)
+    assert (got - want).norm() < 0.05 * want.norm()

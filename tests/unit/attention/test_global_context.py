@@ -39,3 +39,11 @@ def test_every_position_gets_the_same_and_order_does_not_matter():
 def test_gradients_are_those_of_differences():
     x = torch.randn(1, 8, 2, 2, dtype=torch.double, requires_grad=True)
     assert torch.autograd.gradcheck(block(), (x,))
+
+
+def test_weights_start_as_in_the_official_code():
+    torch.manual_seed(0)
+    made = GlobalContext(4096)
+    assert made.fc1.out_features == 256
+    assert abs(made.mask.weight.std().item() - (2 / 4096) ** 0.5) < 1e-3
+    assert not any(p.any() for p in (made.mask.bias, *made.fc2.parameters()))

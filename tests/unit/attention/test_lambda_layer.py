@@ -164,3 +164,15 @@ def test_wrong_settings_are_named():
         LambdaLayer(8, 8, LocalLambda(3), heads=3)
     with pytest.raises(ValueError, match="4 x 4, built for 3 x 3; use LocalLambda"):
         layer(GlobalLambda((3, 3)))(torch.randn(1, 5, 4, 4).double())
+
+
+def test_shares_of_a_large_map_sum_to_one_in_half_precision():
+    """1 / 3721 is none of bfloat16's numbers: 3721 times its neighbor is .997."""
+    made = LambdaLayer(4, 4, LocalLambda(1, depth=4), heads=2).eval()
+    for p in (made.qkv.weight, made.norm_q.weight, made.norm_v.weight, made.positions.table):
+        torch.nn.init.zeros_(p)
+    for norm in (made.norm_q, made.norm_v):
+        torch.nn.init.ones_(norm.bias)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        y = made(torch.randn(1, 4, 61, 61))
+    assert torch.equal(y, torch.full_like(y, 4.0))

@@ -281,3 +281,8 @@ def test_gradients_are_those_of_differences(prior):
         return made(x, regions, STRIDE, torch.tensor([[8, 12]]))
 
     assert torch.autograd.gradcheck(run, (x, *made.double().parameters()))
+
+
+def test_odd_embeddings_are_refused():
+    with pytest.raises(ValueError, match="embedding=3 is of sines and cosines"):
+        LearnedRegionFeatures(C, SIZE, embedding=3)

@@ -177,3 +177,11 @@ def test_gradients_are_those_of_differences(settings):
 def test_a_wrong_setting_is_named(settings, message):
     with pytest.raises(ValueError, match=message):
         layer(**settings)
+
+
+def test_offsets_run_from_corner_to_corner_as_the_window_does():
+    """Rows first, like the windows; the prior of an offset is its own."""
+    offsets = layer(kernel=5).offsets.unflatten(0, (5, 5)).tolist()
+    for i in range(5):
+        for j in range(5):
+            assert offsets[i][j] == pytest.approx([i / 2 - 1, j / 2 - 1])

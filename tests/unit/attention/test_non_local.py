@@ -174,3 +174,19 @@ def test_gradients_are_those_of_differences(pairing):
     block = open_block(pairing, channels=4, pool="input")
     x = torch.randn(1, 4, 3, 2, dtype=torch.double, requires_grad=True)
     assert torch.autograd.gradcheck(block, (x,))
+
+
+def test_weights_start_as_in_the_official_code():
+    torch.manual_seed(0)
+    block = NonLocal(256)
+    for layer in (block.theta, block.phi, block.g, block.out):
+        assert layer.weight.std().item() == pytest.approx(0.01, rel=0.03)
+        assert not layer.bias.any()
+    assert (block.norm.eps, block.norm.momentum) == (1e-5, 0.1)
+    assert not block.norm.weight.any()
+    assert not NonLocal(8, norm=False).out.weight.any()
+
+
+def test_a_ratio_that_does_not_divide_is_named():
+    with pytest.raises(ValueError, match="ratio=4 does not divide 6 channels; choose a divisor"):
+        NonLocal(6, ratio=4)

@@ -70,8 +70,8 @@ def test_living_counts_what_is_alive_and_no_view_twice():
 
 
 def test_the_table_of_all_pairs_is_in_the_plain_form_and_the_global_lambdas_alone():
-    table = 32**4 * 4  # bytes
-    assert {name for name in ARMS if peak_of(name, 32) > table} == {
+    table = 24**4 * 4  # bytes
+    assert {name for name in ARMS if peak_of(name, 24) > table} == {
         "self-attention",
         "lambda global",
     }
