@@ -49,7 +49,7 @@ class Pair:
 
 PAIRS = {
     "non_local": Pair(attention="nl_resnet10_w32", plain="resnet10_w34"),
-    "disentangled_non_local": Pair(attention="dnl_resnet10_w32", plain="resnet10_w32"),
+    "disentangled_non_local": Pair(attention="dnl_resnet10_w32", plain="resnet10_w34"),
     "global_context": Pair(attention="gc_resnet10_w32", plain="resnet10_w32"),
     "lambda_layer": Pair(attention="lambda_resnet10_w32", plain="resnet10_w28"),
     "local_relation": Pair(attention="lr_net14_w16", plain="resnet14_w13", size=16),

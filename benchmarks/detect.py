@@ -11,8 +11,8 @@ pretraining, with the settings of the arm. A run that stands in the JSON file is
 run again, so a stopped benchmark goes on.
 
     pretraining     SimCLR, MoCo, and the same random weights
-    fpt-vs-fpn      a feature pyramid transformer, and FPN, whose gain over a bottom-up pyramid is
-                    not the transformer's; pictures are small, as all cells attend to all
+    fpt-vs-fpn      a feature pyramid transformer, the bottom-up pyramid that its paper counts its
+                    gain from, and FPN; pictures are small, as all cells attend to all
     relation-dedup  relations of regions, learned duplicate removal, both, and neither (NMS at .5)
 
 AP is a fraction; `low` and `high` end 95 % intervals: by bootstrap over test pictures within a run,

@@ -345,6 +345,8 @@ class StagedBackbone(Backbone):
 class Mechanism(nn.Module, ABC):
     """A layer whose positions take in others by weights that can be read out."""
 
+    adds: ClassVar[bool]  # what it finds to its input; else that is its output
+
     @abstractmethod
     def look(
         self, x: Float[Tensor, "b c *space"], at: Int[Tensor, "q"]

@@ -183,5 +183,8 @@ def run_look(
     if json_out:
         write_json(json_out, found)
     for row in figures.get("degeneracy", []):
-        print(f"degeneracy {row['degeneracy']:.3f}  {row['layer']} {row['part']}")
+        print(
+            f"degeneracy {row['degeneracy']:.3f}, of its input {row['before']:.3f}, of what it "
+            f"finds {row['found']:.3f}  {row['layer']} {row['part']}"
+        )
     print(f"saccade: {', '.join(made)} in {out}", file=sys.stderr, flush=True)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from .core import Backbone, Mechanism
 from .drawing.patches import cell_at
-from .nn.degeneration import cosine_distance, divergence
+from .nn.degeneration import cosine_distance, divergence, mean_entropy, unary_share
 from .nn.windows import unfused, window_cells
 
 SEQUENCES = (Attention, AttentionRope, BeitAttention, EvaAttention)
@@ -44,17 +44,29 @@ class Look:
     grid: tuple[int, int]  # rows and columns of the cells that can be asked
     cells: Int[Tensor, "q"]  # which of them were
     maps: Float[Tensor, "heads q h w"]
+    before: Float[Tensor, "_ d"]  # the layer's input at these places
+    found: Float[Tensor, "q e"]  # what the layer found for these cells, its input not added
 
 
 @dataclass(frozen=True, slots=True)
 class Degeneracy:
-    """How equal the maps of different queries are, over queries spread evenly."""
+    """How equal the maps of different queries are, over queries spread evenly.
+
+    Means over heads and pairs of rows. Cosines are 1 where all queries are, or see, the same; they
+    are near 1 for rows near uniform too, which the unary share tells from those.
+    """
 
     layer: str
     part: str
     queries: int
-    value: float  # mean cosine of all pairs of rows: 1 where all queries see the same
-    divergence: float  # mean Jensen-Shannon one of each fourth query, in nats; NaN below 0
+    value: float  # cosine of the rows
+    before: float  # cosine of what goes into the layer
+    found: float  # cosine of what it finds
+    divergence: float  # Jensen-Shannon, of each fourth query, in nats; NaN for weights below 0
+    unary_share: (
+        float  # of the logits' spread over cells, common to all queries; NaN for 0 and less
+    )
+    entropy: float  # of the mean row, over a uniform one's; NaN for weights below 0
 
 
 def layers(backbone: nn.Module) -> list[str]:
@@ -84,18 +96,36 @@ def look(backbone: Backbone, x: Float[Tensor, "1 c H W"], points: Sequence[Point
 
 
 def degeneracy(backbone: Backbone, x: Float[Tensor, "1 c H W"]) -> list[Degeneracy]:
-    """Of every layer on one picture, the mean over its heads."""
+    """Of every layer on one picture."""
     steps = [(i + 0.5) / GRID for i in range(GRID)]
     found = []
     for seen in look(backbone, x, [(a, b) for b in steps for a in steps]):
         rows = seen.maps.flatten(2).float()  # [heads, Q, M]
-        same = 1 - 2 * cosine_distance(rows).mean()
-        apart = math.nan
+        apart = share = spread = math.nan
         if bool((rows >= 0).all()):
-            few = rows[:, ::4]  # it takes time with their square
-            apart = float(divergence(few / few.sum(-1, keepdim=True)).mean())
-        found.append(Degeneracy(seen.layer, seen.part, rows.shape[1], float(same), apart))
+            even = rows / rows.sum(-1, keepdim=True)
+            apart = float(divergence(even[:, ::4]).mean())  # it takes time with their square
+            spread = float(mean_entropy(even).mean())
+        if bool((rows > 0).all()):
+            share = float(unary_share(rows.log()).mean())  # what a row has in common cancels
+        found.append(
+            Degeneracy(
+                seen.layer,
+                seen.part,
+                queries=rows.shape[1],
+                value=_cosine(rows),
+                before=_cosine(seen.before[None]),
+                found=_cosine(seen.found[None]),
+                divergence=apart,
+                unary_share=share,
+                entropy=spread,
+            )
+        )
     return found
+
+
+def _cosine(rows: Float[Tensor, "b n d"]) -> float:
+    return float(1 - 2 * cosine_distance(rows.float()).mean())
 
 
 def _readable(backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -112,10 +142,13 @@ def _of_mechanism(
     name: str, points: Sequence[Point], found: list[Look]
 ) -> Callable[[Any, tuple[Tensor, ...], Tensor], None]:
     def hook(module: Any, given: tuple[Tensor, ...], made: Tensor) -> None:
+        (x,) = given
         grid = (made.shape[2], made.shape[3])
         at = _cells(points, grid)
-        for part, maps in module.look(given[0], at.to(made.device)).items():
-            found.append(Look(name, part, grid, at, maps[0].cpu()))
+        before = _at(x, _cells(points, (x.shape[2], x.shape[3])))
+        new = _at(made - x if module.adds else made, at)
+        for part, maps in module.look(x, at.to(x.device)).items():
+            found.append(Look(name, part, grid, at, maps[0].cpu(), before, new))
 
     return hook
 
@@ -128,14 +161,25 @@ def _of_sequence(
     points: Sequence[Point],
     found: list[Look],
 ) -> Iterator[None]:
-    def hook(module: Any, given: Any, weights: Float[Tensor, "1 heads p p"]) -> None:
-        prefix = weights.shape[-1] - grid[0] * grid[1]
-        at = _cells(points, grid)
-        maps = weights[0, :, prefix:, prefix:][:, at.to(weights.device)]
-        found.append(Look(name, "attention", grid, at, maps.unflatten(2, grid).cpu()))
+    seen: list[Tensor] = []
+    at = _cells(points, grid)
 
-    with unfused(attention, hook):
-        yield
+    def keep(module: Any, given: Any, weights: Float[Tensor, "1 heads p p"]) -> None:
+        seen[:] = [weights]
+
+    def hook(module: Any, given: Any, made: Float[Tensor, "1 p d"]) -> None:
+        (weights,) = seen
+        prefix = weights.shape[-1] - grid[0] * grid[1]
+        maps = weights[0, :, prefix:, prefix:][:, at.to(weights.device)]
+        before, new = (t[0, prefix:].cpu()[at] for t in (given[0], made))
+        found.append(Look(name, "attention", grid, at, maps.unflatten(2, grid).cpu(), before, new))
+
+    handle = attention.register_forward_hook(hook)
+    try:
+        with unfused(attention, keep):
+            yield
+    finally:
+        handle.remove()
 
 
 @contextmanager
@@ -143,23 +187,34 @@ def _of_windows(
     name: str, block: Any, points: Sequence[Point], found: list[Look]
 ) -> Iterator[None]:
     size: list[tuple[int, int]] = []
+    seen: list[Tensor] = []
 
     def enter(module: Any, given: tuple[Tensor, ...]) -> None:
         size[:] = [(given[0].shape[1], given[0].shape[2])]
 
-    def hook(module: Any, given: Any, weights: Float[Tensor, "n heads a a"]) -> None:
-        (grid,) = size
+    def keep(module: Any, given: Any, weights: Float[Tensor, "n heads a a"]) -> None:
+        seen[:] = [weights]
+
+    def hook(module: Any, given: Any, made: Float[Tensor, "n a d"]) -> None:
+        (grid,), (weights,) = size, seen
         at, places = _cells(points, grid), window_cells(grid, block.window_size, block.shift_size)
         maps = weights.new_zeros(weights.shape[1], len(at), grid[0] * grid[1])
-        for i, cell in enumerate(at.tolist()):
-            window, slot = (places == cell).nonzero()[0].tolist()
+        rows = [(places == cell).nonzero()[0].tolist() for cell in at.tolist()]
+        for i, (window, slot) in enumerate(rows):
             keys = places[window].to(weights.device)
             maps[:, i, keys[keys >= 0]] = weights[window, :, slot, keys >= 0]
-        found.append(Look(name, "attention", grid, at, maps.unflatten(2, grid).cpu()))
+        window, slot = torch.tensor(rows).unbind(1)
+        before, new = (t.cpu()[window, slot] for t in (given[0], made))
+        found.append(Look(name, "attention", grid, at, maps.unflatten(2, grid).cpu(), before, new))
 
-    handle = block.register_forward_pre_hook(enter)
+    handles = block.register_forward_pre_hook(enter), block.attn.register_forward_hook(hook)
     try:
-        with unfused(block.attn, hook):
+        with unfused(block.attn, keep):
             yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+
+
+def _at(x: Float[Tensor, "1 d h w"], cells: Int[Tensor, "q"]) -> Float[Tensor, "q d"]:
+    return x[0].flatten(1).mT.cpu()[cells]

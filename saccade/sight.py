@@ -231,19 +231,25 @@ def _degeneracy(sight: Sight) -> Panel:
     each = [microscope.degeneracy(sight.backbone, x) for x in sight.inputs]
     numbers = []
     for parts in zip(*each, strict=True):  # the same layers for every picture
-        apart = sum(p.divergence for p in parts) / len(parts)
+        means = {
+            "degeneracy": [p.value for p in parts],
+            "before": [p.before for p in parts],
+            "found": [p.found for p in parts],
+            "divergence": [p.divergence for p in parts],
+            "unary_share": [p.unary_share for p in parts],
+            "entropy": [p.entropy for p in parts],
+        }
         numbers.append(
-            {
-                "layer": parts[0].layer,
-                "part": parts[0].part,
-                "queries": parts[0].queries,
-                "degeneracy": sum(p.value for p in parts) / len(parts),
-                "divergence": None if math.isnan(apart) else apart,
-            }
+            {"layer": parts[0].layer, "part": parts[0].part, "queries": parts[0].queries}
+            | {name: _known(sum(values) / len(values)) for name, values in means.items()}
         )
     values = {f"{n['layer']} {n['part']}": n["degeneracy"] for n in numbers}
     title = "degeneracy: mean cosine of the rows of different queries; 1: all look at the same"
     return Panel(bars(title, values, sight.width), numbers)
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def method_panel(drawn: Drawn, names: Sequence[str], width: int) -> Panel:

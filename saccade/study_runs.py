@@ -6,6 +6,7 @@ A run whose loss is not finite is an outcome: the figure is chance, and `stopped
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -179,18 +180,22 @@ def _chosen(results: Sequence[Result], metric: str) -> float:
 
 
 def _degeneracy(study: Study, arm: Arm, found: Path, settings: dict[str, Any]) -> float:
-    """Mean cosine between what different queries attend to, over layers and test pictures."""
+    """A figure of `microscope.Degeneracy` of one part, mean over layers and test pictures.
+
+    The metric is the part, and the figure behind a space: without it, what different queries see.
+    """
+    part, _, figure = (arm.metric or study.metric).partition(" ")
     loaded = weights.load(found)
     source = open_source(settings["data"], split="test", channels=loaded.config.channels)
     rows = np.linspace(0, len(source) - 1, min(LOOKED, len(source))).astype(np.int64)
     seen = preprocess_for(loaded.backbone, loaded.normalize)
     values = [
-        one.value
+        asdict(one)[figure or "value"]
         for x, _ in batches(loaded.backbone, Subset(source, rows), seen, 1, 1, [])
         for one in microscope.degeneracy(loaded.backbone, x)
-        if one.part == (arm.metric or study.metric)
+        if one.part == part
     ]
-    return float(np.mean(values))
+    return float(np.nanmean(values))  # a row with a weight that vanished has no logits
 
 
 def _growth(study: Study, arm: Arm) -> float:

@@ -33,6 +33,8 @@ Whiten = Literal["channel", "scalar", "none"]
 
 
 class DisentangledNonLocal(Mechanism):
+    adds = True
+
     def __init__(
         self,
         channels: int,

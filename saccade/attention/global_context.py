@@ -16,6 +16,8 @@ from .non_local import single, tokens
 
 
 class GlobalContext(Mechanism):
+    adds = True
+
     def __init__(self, channels: int, *, ratio: int = 16) -> None:
         super().__init__()
         inner = max(channels // ratio, 1)

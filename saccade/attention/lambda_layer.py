@@ -85,6 +85,8 @@ class GlobalLambda(nn.Module):
 
 
 class LambdaLayer(Mechanism):
+    adds = False
+
     def __init__(
         self, channels: int, out: int, positions: LocalLambda | GlobalLambda, *, heads: int = 4
     ) -> None:

@@ -53,7 +53,9 @@ class LearnedRegionFeatures(nn.Module):
         if inside + outside == 0:
             raise ValueError("inside=0 and outside=0 leave no position; choose one above 0")
         if embedding % 2:
-            raise ValueError(f"embedding={embedding} is of sines and cosines; choose an even number")
+            raise ValueError(
+                f"embedding={embedding} is of sines and cosines; choose an even number"
+            )
         self.size, self.embedding, self.grids = size, embedding, (inside, outside)
         self.box = nn.Parameter(torch.empty(size * size, width, 4 * embedding))
         self.position = nn.Parameter(torch.empty(2, width, embedding))  # of rows, of columns

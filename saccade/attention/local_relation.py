@@ -28,6 +28,7 @@ HIDDEN = 64  # units of the geometry prior
 
 
 class LocalRelation(Mechanism):
+    adds = False
     offsets: Tensor  # [kernel^2, 2] rows and columns, in [-1, 1]
 
     def __init__(

@@ -41,6 +41,8 @@ Pool = Literal["none", "input", "projected"]
 class NonLocal(Mechanism):
     """Takes maps with any number of axes behind the channels: [B, C, H, W], [B, C, T, H, W]."""
 
+    adds = True
+
     def __init__(
         self,
         channels: int,

@@ -5,7 +5,14 @@ import torch
 from torch import nn
 
 from saccade import backbones, microscope
-from saccade.attention import GlobalContext, NonLocal
+from saccade.attention import (
+    DisentangledNonLocal,
+    GlobalContext,
+    LambdaLayer,
+    LocalLambda,
+    LocalRelation,
+    NonLocal,
+)
 from saccade.core import Backbone
 from saccade.recipe import BackboneConfig
 
@@ -119,10 +126,86 @@ def test_degeneracy_is_the_mean_cosine_of_all_pairs_of_rows():
     assert 0 < found.divergence < math.log(2)
 
 
+def cosine(rows):
+    """Mean over all pairs of rows."""
+    pairs = [(a, b) for a in rows.tolist() for b in rows.tolist()]
+    dots = [sum(p * q for p, q in zip(a, b, strict=True)) for a, b in pairs]
+    lengths = [math.hypot(*a) * math.hypot(*b) for a, b in pairs]
+    return sum(d / n for d, n in zip(dots, lengths, strict=True)) / len(pairs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "layer",
+    [
+        NonLocal(8, pairing="embedded_gaussian", norm=False),
+        DisentangledNonLocal(8, temperature=1.0),
+        LocalRelation(8, kernel=3, group=4, stride=2),
+        LambdaLayer(8, 8, LocalLambda(3)),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_rows_stand_beside_what_goes_in_and_what_is_found(layer):
+    torch.manual_seed(0)
+    for p in layer.parameters():
+        nn.init.normal_(p)
+    net, x = Layers(layer).eval(), torch.randn(1, 8, 4, 4)
+    found = microscope.degeneracy(net, x)[0]
+    adds = isinstance(layer, NonLocal | DisentangledNonLocal)
+    made = layer(x) - x if adds else layer(x)
+    assert found.before == pytest.approx(cosine(x[0].flatten(1).mT), abs=1e-5)
+    assert found.found == pytest.approx(cosine(made[0].flatten(1).mT), abs=1e-5)
+
+
+@torch.no_grad()
+def test_the_common_share_is_of_the_logits_and_none_is_left_by_whitening():
+    torch.manual_seed(0)
+    layer, x = NonLocal(8, pairing="embedded_gaussian"), torch.randn(1, 8, 4, 4)
+    nn.init.normal_(layer.theta.weight)
+    nn.init.normal_(layer.theta.bias)
+    nn.init.normal_(layer.phi.weight)
+    (found,) = microscope.degeneracy(Layers(layer).eval(), x)
+    q, k, _ = layer.project(x)
+    logits = (q @ k.mT)[0]
+    share = logits.mean(0).var(correction=0) / logits.var(1, correction=0).mean()
+    assert found.unary_share == pytest.approx(float(share), rel=1e-3)
+    mean = layer.attention(x)[0].mean(0)
+    assert found.entropy == pytest.approx(-float((mean * mean.log()).sum()) / math.log(16))
+
+    white = DisentangledNonLocal(8, temperature=1.0)
+    for weight in (white.query.weight, white.key.weight):
+        nn.init.normal_(weight, std=0.3)
+    pairwise, unary = microscope.degeneracy(Layers(white).eval(), x)
+    assert pairwise.unary_share == pytest.approx(0, abs=1e-6)
+    assert unary.unary_share == pytest.approx(1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["vit_femto_patch8_32", "swin_pico_patch4_window4_64"])
+def test_a_transformers_layer_is_seen_from_its_attentions_input_to_its_output(name):
+    net = network(name, 32)
+    blocks = net.net.blocks if "vit" in name else net.net.layers[0].blocks
+    seen = []
+    blocks[0].attn.register_forward_hook(lambda m, given, made: seen.append((given[0], made)))
+    found = microscope.degeneracy(net, torch.randn(1, 3, 32, 32))[0]
+    x, y = seen[-1]
+    flat = [t[:, 1:] if "vit" in name else t for t in (x, y)]  # CLS apart; windows of all cells
+    before, after = (cosine(t.flatten(0, 1)) for t in flat)
+    assert found.queries == (16 if "vit" in name else 64)
+    assert (found.before, found.found) == pytest.approx((before, after), abs=1e-5)
+
+
 def test_a_map_that_is_the_same_for_all_is_degenerate():
     (found,) = microscope.degeneracy(Layers(GlobalContext(8)), torch.randn(1, 8, 6, 6))
     assert found.value == pytest.approx(1)
     assert found.divergence == pytest.approx(0, abs=1e-6)
+    assert found.unary_share == pytest.approx(1)
+
+
+def test_weights_below_zero_have_no_entropy_and_no_share():
+    layer = NonLocal(8, pairing="dot_product")
+    (found,) = microscope.degeneracy(Layers(layer).eval(), torch.randn(1, 8, 6, 6))
+    assert all(math.isnan(v) for v in (found.divergence, found.entropy, found.unary_share))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +213,7 @@ def test_a_map_that_is_the_same_for_all_is_degenerate():
     [
         ("resnet10_w16", []),
         ("nl_resnet10_w32", ["attention"] * 2),
-        ("dnl_resnet10_w32", ["pairwise", "unary"]),
+        ("dnl_resnet10_w32", ["pairwise", "unary"] * 2),
         ("gc_resnet10_w32", ["unary"] * 3),
         ("lambda_resnet10_w32", ["content", "position"] * 2),
         ("lr_net14_w32", ["attention"] * 4),

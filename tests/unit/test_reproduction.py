@@ -5,9 +5,13 @@ import json
 import masks
 import numpy as np
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from saccade import cli, reproduction, studies, study_runs
+from saccade import backbones, cli, reproduction, studies, study_runs
 from saccade import run as runs
+from saccade.attention import LocalRelation
+from saccade.backbones.presets import PRESETS
 
 
 def saccade(*args):
@@ -36,6 +40,47 @@ def test_every_arm_of_every_study_is_a_run(name):
         if arm.system:
             sets = [*study.system_common, *arm.system_sets]
             runs.assemble_train(system=arm.system, flags=flags, sets=sets, **asked)
+
+
+def operations(study, arm):
+    """Of the arm's network for one picture, in those of its own pixels."""
+    run = runs.assemble_train(
+        system=arm.system,
+        recipe=study.recipe,
+        config=None,
+        out=None,
+        flags={"backbone.name": arm.backbone, "batch_size": arm.batch_size},
+        sets=[*study.system_common, *arm.system_sets],
+    )
+    net, unseen = backbones.create(run.backbone).eval(), []
+    for layer in net.modules():
+        if isinstance(layer, LocalRelation):  # torch does not see its sums over windows
+            layer.register_forward_hook(
+                lambda m, given, made: unseen.append(2 * m.kernel**2 * made.numel())
+            )
+    size = run.backbone.image_size
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(torch.zeros(1, 3, size, size))
+    return counter.get_total_flops() + sum(unseen)
+
+
+@pytest.mark.parametrize("name", ["lr-net-vs-conv", "vit-vs-resnet-data"])
+def test_arms_of_equal_operations_have_them(name):
+    study = studies.get(name)
+    first, *others = [operations(study, arm) for arm in study.arms]
+    assert others == pytest.approx([first] * len(others), rel=0.05)
+
+
+def test_necks_are_all_that_the_arms_of_fpt_differ_in():
+    arms = studies.get("fpt-vs-fpn").arms
+    assert {s.partition("=")[0] for arm in arms for s in arm.system_sets} == {"system.neck"}
+    assert len({(a.backbone, a.batch_size, a.pictures) for a in arms}) == 1
+
+
+def test_blocks_of_both_degenerating_networks_stand_in_the_same_units():
+    study = studies.get("nl-degeneration")
+    units = [PRESETS[a.backbone].layers["units"] for a in study.arms]
+    assert all(u == units[0] for u in units)
 
 
 def rows(**values):
@@ -140,6 +185,13 @@ def test_labels_alone_are_a_study_and_so_is_what_attention_has_become(small, tmp
     arms = [
         arm("wide", system="classify", backbone="nl_resnet10_w32", metric="attention"),
         arm("few", system="classify", backbone="dnl_resnet10_w32", metric="unary", pictures=16),
+        arm(
+            "common",
+            system="classify",
+            backbone="nl_resnet10_w32",
+            metric="attention unary_share",
+            shared="wide",
+        ),
     ]
     common = {"system_common": STEM, "order": (("few", "wide"),)}
     tiny(monkeypatch, *arms, measure="degeneracy", **common)
@@ -147,10 +199,11 @@ def test_labels_alone_are_a_study_and_so_is_what_attention_has_become(small, tmp
     found = reproduction.reproduce("tiny", str(small), tmp_path / "a", **at)
     assert found.values["few"] == pytest.approx([1, 1], abs=1e-5)  # one map for all, by definition
     assert all(0.5 < v <= 1 + 1e-6 for v in found.values["wide"])  # hardly trained: near uniform
+    assert all(0 < v < 1 for v in found.values["common"])
     assert not found.controls["wide"]
     rows = json.loads((tmp_path / "a" / "study.json").read_text())["runs"]
     counts = {r["arm"]: r["runs"]["train"]["system"]["labels"]["count"] for r in rows}
-    assert counts == {"wide": 40, "few": 16}
+    assert counts == {"wide": 40, "few": 16, "common": 40}
     tiny(
         monkeypatch,
         arm("one", system="classify", backbone="resnet10_w16"),
@@ -198,7 +251,7 @@ def test_a_method_is_carried_to_pixels_without_seeing_test_pictures(tmp_path, mo
 
 
 def test_growth_needs_no_training_and_is_not_shown_as_points(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(study_runs, "SIZES", (16, 32))
+    monkeypatch.setattr(study_runs, "SIZES", (12, 24))
     arms = [
         studies.Arm(name="pairs", mechanism="self-attention", published=2.0),
         studies.Arm(name="convolution", mechanism="convolution 3x3", published=1.0),

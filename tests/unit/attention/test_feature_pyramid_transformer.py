@@ -237,7 +237,7 @@ def test_what_does_not_fit_is_named():
     with pytest.raises(ValueError, match="square=4 has no center"):
         FeaturePyramidTransformer(4, (1, 2), square=4)
     made = FeaturePyramidTransformer(4, (4, 8))
-    with pytest.raises(ValueError, match="map of 3 x 3 at stride 8: below one of 7 x 6 .* 4 x 3"):
+    with pytest.raises(ValueError, match=r"map of 3 x 3 at stride 8: below one of 7 x 6 .* 4 x 3"):
         made([torch.randn(1, 4, 7, 6), torch.randn(1, 4, 3, 3)])
 
 
