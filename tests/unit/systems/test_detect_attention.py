@@ -26,6 +26,7 @@ SMALL = {
 NECKS = {
     "fpn": ("resnet10_w16", (4, 8, 16, 32, 64)),
     "fpt": ("resnet10_w16", (4, 8, 16, 32, 64)),
+    "bfp": ("resnet10_w16", (4, 8, 16, 32, 64)),
     "c4": ("resnet10_w16", (8, 16, 32)),
     "simple": ("vit_nano_patch8_64", (4, 8, 16, 32, 64)),
 }
@@ -34,13 +35,13 @@ MIXES = [
     for neck, relation, roi, dedup in product(
         NECKS, (False, True), ("align", "lrf", "lrf-prior"), ("nms", "learned")
     )
-    if not (neck == "c4" and relation)
-]
+    if neck != "bfp" and not (neck == "c4" and relation)
+] + [("bfp", Head())]
 
 
 def case(neck, head):
     """All options at once are tried always, the other mixes where slow tests are."""
-    every = head == Head(relation=neck != "c4", roi="lrf", dedup="learned")
+    every = head == Head(relation=neck != "c4", roi="lrf", dedup="learned") or neck == "bfp"
     name = "+".join([neck, head.roi, head.dedup, *(["relation"] if head.relation else [])])
     return pytest.param(neck, head, id=name, marks=() if every else pytest.mark.slow)
 
@@ -82,7 +83,7 @@ def test_every_mix_trains_predicts_and_survives_its_state(neck, head):
         assert set(a.labels.tolist()) <= {0, 1}
 
 
-@pytest.mark.parametrize("neck", NECKS)
+@pytest.mark.parametrize("neck", [n for n in NECKS if n != "bfp"])
 def test_masks_go_with_all_of_it(neck):
     head = Head(relation=neck != "c4", roi="lrf", dedup="learned")
     system = detect(neck, head, masks=True).train()
@@ -91,6 +92,24 @@ def test_masks_go_with_all_of_it(neck):
     system.eval().roi_heads.score_thresh = 0.0
     for found in system.predict(boxes.scenes(2)):
         assert found.masks.shape == (len(found.scores), 48, 64)
+
+
+def test_the_bottom_up_pyramid_is_the_transformers_without_its_parts():
+    """A level is laterals and a convolution of itself: no other level changes it."""
+    bfp, fpt = detect("bfp").neck.eval(), detect("fpt").neck.eval()
+    assert set(bfp.state_dict()) < set(fpt.state_dict())
+    assert [k for k in bfp.state_dict() if k.startswith(("fpt.own", "fpt.ground"))] == []
+    maps = [torch.randn(1, 8, 16 >> i, 16 >> i) for i in range(4)]
+    whole = bfp.fpt(maps)
+    alone = bfp.fpt([maps[0], *(torch.randn_like(y) for y in maps[1:])])
+    assert torch.equal(whole[0], alone[0])
+    assert bfp.fpt.out[0].in_channels == 8
+
+
+def test_the_removal_ranks_as_many_as_the_paper():
+    learned = Head(dedup="learned")
+    assert detect(head=learned).removal.first == 150
+    assert detect("c4", learned).removal.first == 100
 
 
 def test_without_options_nothing_is_added():
@@ -139,6 +158,9 @@ def test_what_cannot_be_built_is_named():
         detect("c4", Head(relation=True))
     with pytest.raises(ValueError, match=r"system\.hidden: 24 does not divide"):
         detect(head=Head(relation=True), hidden=24)
+    for settings in ({"neck": "fpt"}, {"head": Head(roi="lrf")}):
+        with pytest.raises(ValueError, match=r"system\.width: 9 is odd and .*; make it even"):
+            detect(**settings, width=9)
     with pytest.raises(ValueError, match=r"system\.neck=fpt needs a backbone in stages"):
         Detect(Detect.Config(neck="fpt", **SMALL), detect("simple").encoder)
 
