@@ -75,7 +75,7 @@ def _set(cfg: Any, path: list[str], text: str, where: str) -> Any:
             raise ValueError(f"setting {full}: choose an index below {len(cfg)}")
         kind, old = type(cfg[int(name)]), cfg[int(name)]
     elif is_dataclass(cfg) and not isinstance(cfg, type):
-        _known(_hints(type(cfg)), name, where)
+        _known(_hints(type(cfg)), name, where, _inside(cfg, name))
         kind, old = _hints(type(cfg))[name], getattr(cfg, name)
     else:
         raise ValueError(f"setting {where.rstrip('.')} is a plain value and has no {name!r} inside")
@@ -98,9 +98,17 @@ def _hints(cls: type) -> dict[str, Any]:
     return {f.name: hints[f.name] for f in fields(cls)}
 
 
-def _known(hints: dict[str, Any], name: str, where: str) -> None:
+def _inside(cfg: Any, name: str) -> list[str]:
+    """Settings of that name one table further in."""
+    tables = {f: getattr(cfg, f) for f in _hints(type(cfg))}
+    return [f"{f}.{name}" for f, t in tables.items() if is_dataclass(t) and name in _hints(type(t))]
+
+
+def _known(hints: dict[str, Any], name: str, where: str, inside: Iterable[str] = ()) -> None:
     if name not in hints:
+        further = " or ".join(f"{where}{path}" for path in inside)
         hint = suggest(name, hints).replace("did you mean ", f"did you mean {where}")
+        hint = f"; did you mean {further}?" if further else hint
         raise ValueError(f"unknown setting {where}{name}{hint}")
 
 

@@ -56,6 +56,7 @@ def test_text_that_looks_like_a_number_stays_text():
     [
         ("optim.lrr=1", "did you mean optim.lr"),
         ("max_epochs=1", "did you mean epochs"),
+        ("decay=0.1", r"unknown setting decay; did you mean optim\.decay\?"),
         ("epochs=1.5", "setting epochs: 1.5"),
         ("fast=1", "setting fast: 1"),
         ("optim.name=sdg", "setting optim.name: 'sdg'"),
