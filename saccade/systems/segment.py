@@ -6,16 +6,21 @@ where up is bilinear, to the size of the labels. Heads:
     fcn     dilated 3x3 convolutions (Long et al. 2015, arXiv:1411.4038; with the dilated ResNet and
             the shape that MoCo transfers to, arXiv:1911.05722, appendix)
     uper    pooled context and a pyramid over all stages (Xiao et al. 2018, arXiv:1807.10221)
+    fpt     a pyramid over all stages whose levels attend to each other (Zhang et al. 2020,
+            arXiv:2007.09451), coarser ones in a square of 5 cells; all cells of a level to all
     setr    convolutions that double a plain ViT's map step by step (SETR-PUP; Zheng et al. 2021,
             arXiv:2012.15840)
+With `context`, fcn is the head of non-local networks (arXiv:1711.07971, 2006.06668, 1904.11492, as
+mmsegmentation has it): a block of attention behind the first convolution, and what came in joins
+what comes out in one more.
 Pictures are filled up with zeros, to the right and below, to a multiple of the encoder's stride.
-Not the same as the papers: uper and setr have no auxiliary heads at earlier layers. Classes are
-not weighted.
+Not the same as the papers: there are no auxiliary heads at earlier layers, no hard pixels are
+mined, fpt's levels are the stages, without its "unscathed" pyramid. Classes are not weighted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -24,6 +29,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from ..attention import (
+    DisentangledNonLocal,
+    FeaturePyramidTransformer,
+    GlobalContext,
+    NonLocal,
+)
 from ..core import (
     IGNORED,
     Backbone,
@@ -40,6 +51,13 @@ from ..nn import dist, norm
 from ..recipe import BackboneConfig, Optim, Schedule, SystemRecipe
 
 POOLED = (1, 2, 3, 6)  # cells on a side of the context that `uper` pools
+SQUARE = 5  # cells on a side of what a cell of `fpt` sees of coarser levels
+Context = Literal["none", "non_local", "disentangled", "global_context"]
+BLOCKS: dict[Context, Callable[[int], nn.Module]] = {
+    "non_local": NonLocal,
+    "disentangled": DisentangledNonLocal,
+    "global_context": GlobalContext,
+}
 
 
 class Segment(System):
@@ -48,14 +66,15 @@ class Segment(System):
     @dataclass(frozen=True, kw_only=True)
     class Config:
         classes: tuple[str, ...] = ()  # names, taken from the data
-        head: Literal["linear", "fcn", "uper", "setr"] = "fcn"
+        head: Literal["linear", "fcn", "uper", "fpt", "setr"] = "fcn"
+        context: Context = "none"  # fcn: attention between its convolutions
         frozen: bool = False  # only the head trains
         dilated: int = 0  # last stages of a ResNet that dilate instead of shrinking the map
         last: int = 1  # linear, fcn: stages, or blocks of a ViT, whose maps the head gets
-        width: int = 256  # channels inside fcn, uper and setr
+        width: int = 256  # channels inside fcn, uper, fpt and setr
         convs: int = 2  # fcn: 3x3 convolutions
         dilation: int = 6  # fcn: of those
-        dropout: float = 0.0  # fcn, uper: of channels, before the last convolution
+        dropout: float = 0.0  # fcn, uper, fpt: of channels, before the last convolution
         head_lr: float = 1.0  # times the encoder's
         cropping: Cropping = field(default_factory=Cropping)
 
@@ -70,7 +89,7 @@ class Segment(System):
         if cfg.frozen:
             norm.freeze(encoder).requires_grad_(False)
         self.taps = _taps(cfg, encoder)
-        self.head = _head(cfg, encoder, self.taps.widths)
+        self.head = _head(cfg, encoder, self.taps)
 
     def forward(self, batch: Segments, clock: Clock) -> Step:
         labels = torch.stack(batch.labels).long()  # [B, H, W]
@@ -121,6 +140,7 @@ class Stages(nn.Module):
         super().__init__()
         self.first = len(encoder.widths) - last
         self.widths, self.multiple = encoder.widths[self.first :], encoder.strides[-1]
+        self.strides = encoder.strides[self.first :]
 
     def forward(self, encoder: StagedBackbone, x: Float[Tensor, "b c H W"]) -> list[Tensor]:
         y, maps = encoder.stem(x), []
@@ -153,6 +173,7 @@ class Scales(nn.Module):
         d, depth = encoder.dim, encoder.depth
         self.blocks = Blocks(encoder, tuple(depth * k // 6 - 1 for k in (2, 3, 4, 6)), False)
         self.widths, self.multiple = self.blocks.widths, 2 * encoder.patch
+        self.strides = (1, 2, 4, 8)  # in those of the finest
         four = [
             *(nn.ConvTranspose2d(d, d, 2, 2), nn.BatchNorm2d(d), nn.GELU()),
             nn.ConvTranspose2d(d, d, 2, 2),
@@ -163,6 +184,9 @@ class Scales(nn.Module):
     def forward(self, encoder: PatchBackbone, x: Float[Tensor, "b c H W"]) -> list[Tensor]:
         maps = self.blocks(encoder, x)
         return [scale(y) for scale, y in zip(self.scales, maps, strict=True)]
+
+
+Taps = End | Stages | Blocks | Scales
 
 
 class Joined(nn.Module):
@@ -204,6 +228,37 @@ class Uper(nn.Module):
         return self.joined(levels[::-1])
 
 
+class Exchanged(nn.Module):
+    """Levels at one width, each with what it finds in itself and all others, then joined."""
+
+    def __init__(
+        self, cfg: Segment.Config, widths: tuple[int, ...], strides: tuple[int, ...]
+    ) -> None:
+        super().__init__()
+        w = cfg.width
+        self.lateral = nn.ModuleList(conv(width, w, 1) for width in widths)
+        self.fpt = FeaturePyramidTransformer(w, strides, square=SQUARE)
+        self.joined = Joined(conv(len(widths) * w, w, 3), *_named(cfg, w))
+
+    def forward(self, maps: list[Tensor]) -> Float[Tensor, "b k h w"]:
+        return self.joined(self.fpt([f(x) for f, x in zip(self.lateral, maps, strict=True)]))
+
+
+class Attended(nn.Module):
+    """Attention between convolutions, and the input again behind them."""
+
+    def __init__(self, cfg: Segment.Config, channels: int) -> None:
+        super().__init__()
+        w = cfg.width
+        self.first = conv(channels, w, 3, cfg.dilation)
+        self.block = BLOCKS[cfg.context](w)
+        self.rest = nn.Sequential(*(conv(w, w, 3, cfg.dilation) for _ in range(cfg.convs - 1)))
+        self.last = conv(channels + w, w, 3)
+
+    def forward(self, x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b e h w"]:
+        return self.last(torch.cat([x, self.rest(self.block(self.first(x)))], 1))
+
+
 def conv(channels: int, width: int, kernel: int, dilation: int = 1) -> nn.Sequential:
     """Convolution that keeps the size, batch norm, ReLU."""
     pad = kernel // 2 * dilation
@@ -219,17 +274,23 @@ def _named(cfg: Segment.Config, width: int) -> list[nn.Module]:
     return [nn.Dropout2d(cfg.dropout), last] if cfg.dropout else [last]
 
 
-def _head(cfg: Segment.Config, encoder: Backbone, widths: tuple[int, ...]) -> nn.Module:
-    channels, w = sum(widths), cfg.width
+def _head(cfg: Segment.Config, encoder: Backbone, taps: Taps) -> nn.Module:
+    channels, w = sum(taps.widths), cfg.width
+    _check(cfg)
     match cfg.head:
         case "linear":
             return Joined(nn.BatchNorm2d(channels), *_named(cfg, channels))
+        case "fcn" if cfg.context != "none":
+            return Joined(Attended(cfg, channels), *_named(cfg, w))
         case "fcn":
             sizes = (channels, *(w for _ in range(cfg.convs)))
             layers = (conv(a, w, 3, cfg.dilation) for a in sizes[:-1])
             return Joined(*layers, *_named(cfg, sizes[-1]))
         case "uper":
-            return Uper(cfg, widths)
+            return Uper(cfg, taps.widths)
+        case "fpt":
+            assert isinstance(taps, Stages | Scales)
+            return Exchanged(cfg, taps.widths, taps.strides)
         case "setr":
             assert isinstance(encoder, PatchBackbone)
             doublings = encoder.patch.bit_length() - 1
@@ -239,8 +300,18 @@ def _head(cfg: Segment.Config, encoder: Backbone, widths: tuple[int, ...]) -> nn
             return Joined(*layers, *_named(cfg, w))
 
 
-def _taps(cfg: Segment.Config, encoder: Backbone) -> End | Stages | Blocks | Scales:
-    if cfg.head in ("uper", "setr") and cfg.last != 1:
+def _check(cfg: Segment.Config) -> None:
+    if cfg.context != "none" and (cfg.head != "fcn" or cfg.convs < 1):
+        raise ValueError(
+            f"setting system.context={cfg.context} stands between the convolutions of fcn; "
+            "set system.head=fcn and system.convs to 1 or more, or leave it at none"
+        )
+    if (cfg.context != "none" or cfg.head == "fpt") and cfg.width % 2:
+        raise ValueError(f"setting system.width: attention splits {cfg.width} in two; make it even")
+
+
+def _taps(cfg: Segment.Config, encoder: Backbone) -> Taps:
+    if cfg.head in ("uper", "fpt", "setr") and cfg.last != 1:
         raise ValueError(f"setting system.last={cfg.last} is for linear and fcn; leave it at 1")
     if cfg.head == "setr" and not isinstance(encoder, PatchBackbone):
         raise ValueError(
@@ -248,22 +319,22 @@ def _taps(cfg: Segment.Config, encoder: Backbone) -> End | Stages | Blocks | Sca
             "choose fcn or uper for others"
         )
     if isinstance(encoder, PatchBackbone):
-        if cfg.head == "uper":
+        if cfg.head in ("uper", "fpt"):
             return Scales(encoder)
         if not 1 <= cfg.last <= encoder.depth:
             raise ValueError(f"setting system.last={cfg.last}: choose 1 to {encoder.depth} blocks")
         blocks = tuple(range(encoder.depth - cfg.last, encoder.depth))
         return End(encoder) if cfg.last == 1 else Blocks(encoder, blocks, True)
-    if cfg.last == 1 and cfg.head != "uper":
+    if cfg.last == 1 and cfg.head not in ("uper", "fpt"):
         return End(encoder)
-    if cfg.head == "uper":
-        staged = _staged(encoder, "head=uper", "choose fcn")
+    if cfg.head in ("uper", "fpt"):
+        staged = _staged(encoder, f"head={cfg.head}", "choose fcn")
     else:
         staged = _staged(encoder, f"last={cfg.last}", "set it to 1")
     stages = len(staged.widths)
     if not 1 <= cfg.last <= stages:
         raise ValueError(f"setting system.last={cfg.last}: choose 1 to {stages} stages")
-    return Stages(staged, stages if cfg.head == "uper" else cfg.last)
+    return Stages(staged, stages if cfg.head in ("uper", "fpt") else cfg.last)
 
 
 def _staged(encoder: Backbone, setting: str, remedy: str) -> StagedBackbone:

@@ -25,6 +25,9 @@ KINDS = [
     ("fcn", VIT, {}),
     ("uper", RESNET, {}),
     ("uper", VIT, {}),
+    ("fpt", RESNET, {"dilated": 1}),
+    ("fpt", VIT, {}),
+    *(("fcn", RESNET, {"context": c}) for c in ("non_local", "disentangled", "global_context")),
     ("setr", VIT, {}),
 ]
 
@@ -71,8 +74,8 @@ def test_the_first_loss_is_that_of_chance_and_the_gradient_reaches_what_trains(
     if settings.get("frozen"):
         assert idle == {n for n, _ in system.named_parameters() if n.startswith("encoder.")}
     else:
-        unused = {"encoder.net.norm.weight", "encoder.net.norm.bias"} if head == "uper" else set()
-        assert idle <= unused
+        norm = {"encoder.net.norm.weight", "encoder.net.norm.bias"}
+        assert idle <= (norm if head in ("uper", "fpt") else set())
 
 
 def test_the_loss_is_the_mean_over_pixels_with_a_class():
@@ -109,6 +112,9 @@ def test_sizes_of_heads_equal_closed_forms():
     lateral = sum(conv(c, w, 1) + conv(w, w, 3) for c in widths[:-1])
     want = context + lateral + conv(4 * w, w, 3) + (w + 1) * k
     assert size(segment("uper").head) == want
+    block = 3 * (w + 1) * w // 2 + (w // 2 + 1) * w + 2 * w
+    want = conv(d, w, 3) + block + conv(w, w, 3) + conv(d + w, w, 3) + (w + 1) * k
+    assert size(segment("fcn", context="non_local").head) == want
     d = encoder(VIT).dim
     want = conv(d, w, 3) + 2 * conv(w, w, 3) + (w + 1) * k  # patches of 8: doubled three times
     assert size(segment("setr", VIT).head) == want
@@ -118,6 +124,28 @@ def test_sizes_of_heads_equal_closed_forms():
 def test_setr_ends_at_the_size_of_the_picture():
     system = segment("setr", VIT).eval()
     assert system.head([torch.randn(1, 192, 4, 5)]).shape == (1, 3, 32, 40)
+
+
+def test_the_head_of_non_local_networks_sees_all_of_the_map_and_its_input_again():
+    """A change in one corner reaches the other by the block; without it, by no convolution."""
+    x, reached = torch.randn(1, 128, 24, 24), {}
+    other = x.clone()
+    other[..., 0, 0] += 1
+    for context in ("none", "disentangled"):
+        head = segment("fcn", context=context, dilation=1).head.eval()
+        with torch.no_grad():
+            reached[context] = bool((head([x]) != head([other]))[..., -1, -1].any())
+    assert reached == {"none": False, "disentangled": True}
+    torch.nn.init.zeros_(head.layers[0].rest[-1][1].weight)
+    with torch.no_grad():
+        assert not torch.equal(head([x]), head([other]))  # what came in joins again
+
+
+def test_levels_of_the_transformers_head_are_those_of_the_stages():
+    for settings, strides in (({}, (4, 8, 16, 32)), ({"dilated": 1}, (4, 8, 16, 16))):
+        system = segment("fpt", **settings)
+        assert system.head.fpt.strides == strides
+        assert system.head.fpt.ground["0_3"].square == 5
 
 
 def test_fcn_equals_torchvisions_head():
@@ -203,6 +231,9 @@ WRONG = {
     "too many stages": ({"last": 5}, RESNET, "choose 1 to 4 stages"),
     "too many blocks": ({"last": 9}, VIT, "choose 1 to 6 blocks"),
     "ignored": ({"head": "uper", "last": 2}, RESNET, "leave it at 1"),
+    "no fcn": ({"head": "uper", "context": "non_local"}, RESNET, "set system.head=fcn"),
+    "no convolution": ({"context": "non_local", "convs": 0}, RESNET, "system.convs to 1 or more"),
+    "odd": ({"head": "fpt", "width": 9}, RESNET, "system.width: attention splits 9 in two"),
 }
 
 
