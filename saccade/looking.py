@@ -11,6 +11,7 @@ picture. Kinds are drawn only where they mean something:
     similarity   cosine of every cell with the query's
     neighbors    the nearest cells to the query's in all pictures
     degeneracy   how equal the rows of different queries are, layer by layer
+    system       what a trained detector or segmenter attends to behind its encoder
     method       what the pretraining method itself draws (`core.Method.draw`)
 """
 
@@ -28,7 +29,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from . import evaluation, microscope, revived, weights
+from . import evaluation, inside, microscope, revived, weights
 from .config import suggest
 from .core import Backbone
 from .data.augment import normalizer
@@ -39,9 +40,10 @@ from .drawing.colors import photo
 from .drawing.sheet import stacked
 from .engine import distributed
 from .evals.results import write_json
-from .sight import DRAW, Panel, Point, Sight, method_panel
+from .recipe import Normalize
+from .sight import DRAW, Panel, Point, Sight, method_panel, system_panel
 
-KINDS = (*DRAW, "method")
+KINDS = (*DRAW, "system", "method")
 CELLS = 7  # along a side of the last map, at least: fewer show nothing
 
 
@@ -91,9 +93,17 @@ def look(
         if kind == "method":
             drawn = revived.draw(Path(name), source, device)
             made[kind] = method_panel(drawn, sight.names, width)
+        elif kind == "system":
+            made[kind] = _system(Path(name), source, sight, loaded.normalize)
         else:
             made[kind] = DRAW[kind](sight)
     return made
+
+
+def _system(run: Path, source: Files, sight: Sight, normalize: Normalize) -> Panel:
+    each = inside.look(run, source, sight.point, distributed.device())
+    found = [(photo(x, normalize.mean, normalize.std), parts) for x, parts in each]
+    return system_panel(found, sight)
 
 
 def choose(kinds: Sequence[str], backbone: Backbone, run: Path) -> list[str]:
@@ -101,6 +111,7 @@ def choose(kinds: Sequence[str], backbone: Backbone, run: Path) -> list[str]:
     has = {
         "attention": bool(microscope.layers(backbone)),
         "degeneracy": bool(microscope.layers(backbone)),
+        "system": inside.looks(run),
         "method": revived.draws(run),
     }
     meant = [kind for kind in KINDS if has.get(kind, True)]

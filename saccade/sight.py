@@ -19,6 +19,7 @@ from .core import Backbone, PatchBackbone
 from .drawing import patches
 from .drawing.colors import dimmed, heat, paint, photo
 from .drawing.sheet import Box, Cell, Row, bars, sheet
+from .inside import Inside
 from .revived import Drawn
 
 MASS = 0.6  # of attention, in DINO's pictures
@@ -250,6 +251,24 @@ def _degeneracy(sight: Sight) -> Panel:
 
 def _known(value: float) -> float | None:
     return None if math.isnan(value) else value
+
+
+def system_panel(
+    found: Sequence[tuple[UInt8[Tensor, "3 _ _"], list[Inside]]], sight: Sight
+) -> Panel:
+    """What the layers behind a system's encoder look at, a picture after the other."""
+    rows: list[Row] = []
+    numbers = []
+    for i, (shown, parts) in enumerate(found):
+        cells: list[Cell] = []
+        for s in parts:
+            label, map = f"{s.layer} {s.part}", s.maps.mean(0)
+            cells.append(Cell(label, heat(map.masked_fill(map == 0, torch.nan)), s.asker))
+            numbers += _figures(sight.names[i], label, s.maps.flatten(1))
+        rows += _lines(Cell(sight.names[i], shown, smooth=True), cells)
+    x, y = sight.point
+    title = f"system: what is asked at {x:.2f}, {y:.2f} (framed) looks at; gray: nothing"
+    return Panel(sheet(title, rows, sight.width), numbers)
 
 
 def method_panel(drawn: Drawn, names: Sequence[str], width: int) -> Panel:

@@ -40,6 +40,7 @@ ANYTHING |= {
     "evaluation",
     "listing",
     "looking",
+    "inside",
     "revived",
     "sight",
     "completion",

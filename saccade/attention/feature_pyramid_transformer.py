@@ -123,7 +123,7 @@ class CrossAttention(nn.Module):
     ) -> Float[Tensor, "b c h w"]:
         if self.square:
             at, inside = around(x.shape[2:], other.shape[2:], self.square, x.device)
-            share = self.near(x, other, at, inside)  # [B, N, S]
+            share = self.near(*self.pairs(x, other), at, inside)  # [B, N, S]
             v = self.value(tokens(other))[:, at]  # [B, N, S, C]
             y = torch.einsum("bns,bnsc->bnc", share.to(v.dtype), v)
         else:
@@ -134,15 +134,25 @@ class CrossAttention(nn.Module):
         self, x: Float[Tensor, "b c h w"], other: Float[Tensor, "b c i j"]
     ) -> Float[Tensor, "b n m"]:
         """F of every query (row) and key, of sum 1."""
-        if self.square:
-            at, inside = around(x.shape[2:], other.shape[2:], self.square, x.device)
-            share = self.near(x, other, at, inside)
-            empty = share.new_zeros(*share.shape[:2], other.shape[2] * other.shape[3])
-            return empty.scatter_add(2, at.expand_as(share), share)
+        every = torch.arange(x.shape[2] * x.shape[3], device=x.device)
+        return self.look(x, other, every).flatten(2)
+
+    def look(
+        self, x: Float[Tensor, "b c h w"], other: Float[Tensor, "b c i j"], at: Int[Tensor, "q"]
+    ) -> Float[Tensor, "b q i j"]:
+        """F of the cells `at`, counted in raster order, over the other map."""
         q, k, shares = self.pairs(x, other)
-        with torch.autocast(x.device.type, enabled=False):
-            each = (single(q) @ single(k).mT).softmax(-1)  # [B, P, N, M]
-            return torch.einsum("bp,bpnm->bnm", shares, each)
+        q = q[:, :, at]
+        if self.square:
+            places, inside = around(x.shape[2:], other.shape[2:], self.square, x.device)
+            share = self.near(q, k, shares, places[at], inside[at])
+            empty = share.new_zeros(*share.shape[:2], other.shape[2] * other.shape[3])
+            y = empty.scatter_add(2, places[at].expand_as(share), share)
+        else:
+            with torch.autocast(x.device.type, enabled=False):
+                each = (single(q) @ single(k).mT).softmax(-1)  # [B, P, Q, M]
+                y = torch.einsum("bp,bpnm->bnm", shares, each)
+        return y.unflatten(2, other.shape[2:])
 
     def pairs(
         self, x: Float[Tensor, "b c h w"], other: Float[Tensor, "b c i j"]
@@ -186,14 +196,14 @@ class CrossAttention(nn.Module):
 
     def near(
         self,
-        x: Float[Tensor, "b c h w"],
-        other: Float[Tensor, "b c i j"],
+        q: Float[Tensor, "b p n e"],
+        k: Float[Tensor, "b p m e"],
+        shares: Float[Tensor, "b p"],
         at: Int[Tensor, "n s"],
         inside: Bool[Tensor, "n s"],
     ) -> Float[Tensor, "b n s"]:
         """F of the keys at `at` alone."""
-        q, k, shares = self.pairs(x, other)
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(q.device.type, enabled=False):
             logits = torch.einsum("bpne,bpnse->bpns", single(q), single(k)[:, :, at])
             each = logits.masked_fill(~inside, -torch.inf).softmax(-1)
             return torch.einsum("bp,bpns->bns", shares, each)

@@ -15,6 +15,7 @@ from saccade.attention import (
     LocalRelation,
     NonLocal,
 )
+from saccade.attention.feature_pyramid_transformer import CrossAttention
 
 AT = torch.tensor([0, 7, 11])
 SIZE = (3, 4)
@@ -123,3 +124,25 @@ def test_lambda_positions_end_at_the_scope():
     assert (row[2:] == 0).all()
     assert (row[:, 2:] == 0).all()
     assert (row[:2, :2] != 0).all()
+
+
+@pytest.mark.parametrize("settings", [{}, {"distance": True}, {"distance": True, "square": 3}])
+@torch.no_grad()
+def test_a_cell_of_a_pyramid_has_the_shares_of_the_equation(settings):
+    """sum_n pi_n softmax_j(s_n), key by key; beyond a square there is nothing."""
+    layer = CrossAttention(4, 2, **settings)
+    layer, _ = toy(layer)
+    x, other = torch.randn(1, 4, 6, 4), torch.randn(1, 4, 3, 4)
+    rows = layer.look(x, other, torch.tensor([9]))  # row 2, column 1: row 1 of the other map
+    q, k = layer.query(x[0, :, 2, 1]), layer.key(other[0].flatten(1).mT)
+    pi = softmax([float(w @ k.mean(0)) for w in layer.weight])
+    near = [j for j in range(12) if "square" not in settings or j % 4 <= 2]
+    want = [0.0] * 12
+    for n in range(2):
+        part = slice(2 * n, 2 * n + 2)
+        dots = [float(q[part] @ k[j, part]) for j in near]
+        away = [-float((q[part] - k[j, part]).square().sum()) for j in near]
+        for j, w in zip(near, softmax(away if settings else dots), strict=True):
+            want[j] += pi[n] * w
+    assert rows.shape == (1, 1, 3, 4)
+    assert rows.flatten().tolist() == pytest.approx(want, abs=1e-5)
