@@ -155,6 +155,7 @@ def test_a_table_of_the_same_size_stays_to_the_bit():
         ("vit_small_patch16_224", 16, 384, 12, 224, 22.05),
         ("vit_base_patch16_224", 16, 768, 12, 224, 86.567656),
         ("vit_large_patch16_384", 16, 1024, 24, 384, 304.72),
+        ("vit_huge_patch14_224", 14, 1280, 32, 224, 632.05),
     ],
 )
 def test_a_vit_has_the_parameters_of_the_paper(name, patch, dim, depth, size, millions):
@@ -165,6 +166,32 @@ def test_a_vit_has_the_parameters_of_the_paper(name, patch, dim, depth, size, mi
     body = depth * (12 * dim**2 + 13 * dim) + 2 * dim
     assert sum(p.numel() for p in encoder.parameters()) == front + body
     assert (front + body + (dim + 1) * 1000) / 1e6 == pytest.approx(millions, abs=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "stride"),
+    [
+        ("vit_tiny_r_s16_p8_224", 32),  # named /16, but its stem halves twice
+        ("vit_small_r26_s32_224", 32),
+        ("vit_base_r50_s16_224", 16),
+    ],
+)
+def test_hybrids_have_the_strides_of_their_stems(name, stride):
+    with torch.device("meta"):
+        encoder = backbones.create(BackboneConfig(name=name))
+        assert encoder.stride == stride
+        assert encoder.net.patch_embed(torch.zeros(1, 3, 224, 224)).shape[1] == 224 // stride
+
+
+def test_swin_t_has_the_parameters_windows_and_shifts_of_the_paper():
+    with torch.device("meta"):
+        encoder = backbones.create(BackboneConfig(name="swin_tiny_patch4_window7_224"))
+    assert sum(p.numel() for p in encoder.parameters()) + 769 * 1000 == 28_288_354
+    blocks = [[b.shift_size[0] for b in layer.blocks] for layer in encoder.net.layers]
+    assert blocks == [[0, 3], [0, 3], [0, 3, 0, 3, 0, 3], [0, 0]]
+    assert {b.window_size for layer in encoder.net.layers for b in layer.blocks} == {(7, 7)}
+    heads = [layer.blocks[0].attn.num_heads for layer in encoder.net.layers]
+    assert heads == [3, 6, 12, 24]
 
 
 def test_what_does_not_fit_is_reported_or_refused():
