@@ -73,6 +73,7 @@ class FeaturePyramidTransformer(nn.Module):
         self.out = nn.ModuleList(nn.Conv2d(n * channels, channels, 3, padding=1) for n in counts)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        assert len(maps) == len(self.out), f"{len(maps)} maps for {len(self.out)} strides"
         self.check([(y.shape[2], y.shape[3]) for y in maps])
         return [out(torch.cat(self.seen(maps, i), 1)) for i, out in enumerate(self.out)]
 

@@ -10,7 +10,9 @@ from saccade.backbones.presets import OWN, PRESETS
 from saccade.core import PatchBackbone, PixelBackbone
 from saccade.recipe import BackboneConfig
 
-HUGE = [n for n in PRESETS if "_x" in n]  # SimCLR v2's, up to 795 M parameters: one stands in
+# SimCLR v2's, up to 795 M parameters, and hybrids up to 420 layers: the smallest stands in
+DEEP = [n for n in PRESETS if "resnetrs" in n or "101" in n]
+HUGE = [n for n in PRESETS if "_x" in n or (n in DEEP and n != "lambda_resnetrs50")]
 SIZES = {  # the smallest of each family and every other preset
     "convnext_atto": 32,
     "resnet18": 32,
