@@ -136,6 +136,7 @@ KEYS_OF_VIT = (
     "method.queue_size=1024",
     "method.momentum=0.9",
 )
+MEAN = "vit_atto_patch4_gap_32"  # where no loss looks at CLS
 DECODER = ("method.decoder_dim=64", "method.decoder_depth=2", "method.decoder_heads=2")
 DINO_OF_VIT = (
     *("method.hidden=512", "method.bottleneck=64", "method.prototypes=512"),
@@ -233,15 +234,15 @@ ARMS = {
     ),
     "mst": vit(2500, *DINO_OF_VIT, "method.batch_norm_in_head=true", "method.decoder_dim=32"),
     "mae-atto": masked(*DECODER, steps=3000),
-    "simmim": masked("method.mask_size=8"),
-    "mlm": masked("method.mask_ratio=0.5"),
+    "simmim": masked("method.mask_size=8", backbone=MEAN),
+    "mlm": masked("method.mask_ratio=0.5", backbone=MEAN),
     "beit": masked("backbone.drop_path=0", backbone="beit_atto_shared_patch4_32"),
     "cae": masked("method.decoder_dim=64", "method.decoder_heads=2", "method.regressor_depth=1"),
-    "data2vec": masked("method.momentum=0.99", "method.last_layers=2"),
+    "data2vec": masked("method.momentum=0.99", "method.last_layers=2", backbone=MEAN),
     "ijepa": masked(
         *("method.predictor_dim=64", "method.predictor_depth=2", "method.predictor_heads=2"),
         "method.momentum=0.99",
-        backbone="vit_atto_patch4_gap_32",
+        backbone=MEAN,
     ),
 }
 PICTURES = 20_000  # of training
