@@ -155,7 +155,7 @@ LAYOUTS: tuple[tuple[str, set[str], str], ...] = (
     ("I-JEPA", {"encoder", "target_encoder"}, "^(target_)?encoder/"),
     ("SwAV", {"module.prototypes.weight"}, r"^module\.$"),
     ("PyContrast", {"model", "contrast"}, r"^model(_ema)?/(module\.)?encoder\.$"),
-    ("PixPro", {"model", "opt"}, r"encoder(_k)?\.$"),
+    ("PixPro or PIC", {"model", "opt"}, r"encoder(_k)?\.$"),
     ("mmpretrain", {"state_dict", "meta"}, r"^state_dict/backbone\.$"),
     ("solo-learn", {"state_dict", "hyper_parameters"}, r"/(momentum_)?(backbone|encoder)\.$"),
     ("Lightning", {"state_dict", "pytorch-lightning_version"}, ""),

@@ -168,7 +168,13 @@ MADE = {
     "DINO": ("vit", dino, "teacher", ("student",), ("head.mlp.0.weight", "dino_loss/center")),
     "MAE": ("vit", mae, "model", (), ("mask_token", "decoder_blocks.0.norm1.weight")),
     "DINOv2": ("vit", dinov2, "teacher", (), ("mask_token", "dino_head.mlp.0.bias")),
-    "PixPro": ("resnet", pixpro, "encoder", ("encoder_k",), ("module.projector.linear1.weight",)),
+    "PixPro or PIC": (
+        "resnet",
+        pixpro,
+        "encoder",
+        ("encoder_k",),
+        ("module.projector.linear1.weight",),
+    ),
     "solo-learn": ("resnet", solo, "backbone", ("momentum_backbone",), ("classifier.weight",)),
     "solo-learn, older": ("resnet", old_solo, "encoder", (), ()),
     "SwAV": ("resnet", swav, "model", (), ("projection_head.0.weight", "prototypes.weight")),
@@ -207,7 +213,7 @@ def test_documented_keys_give_the_plain_features(layout, nets, x, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "layout", ["MoCo", "MoCo v3", "DINO", "PixPro", "solo-learn", "PyContrast"]
+    "layout", ["MoCo", "MoCo v3", "DINO", "PixPro or PIC", "solo-learn", "PyContrast"]
 )
 def test_the_other_part_can_be_chosen(layout, nets, tmp_path):
     kind, make, part, (other,), _ = MADE[layout]
