@@ -46,7 +46,7 @@ from ..tokenizers.pictures import codes_of, pictures
 class BEiT(Method[PatchBackbone]):
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        tokenizer: str = ""  # color, a tokenizer's run, or the file of DALL-E's encoder
+        tokenizer: str = ""  # color, a tokenizer's run, or a file; see `tokenizers`
         masked: int = 75  # patches, at most
         min_block: int = 16  # patches of a rectangle
         views: tuple[View, ...] = (

@@ -17,9 +17,9 @@ Exactly `masked` patches are hidden in each picture. Positions are sines and cos
 transpose of MAE's. Biases of keys, which softmax cancels, are there in plain blocks and absent in
 the regressor's key norm, unlike officially: nothing that is computed differs. Every linear layer
 starts at Xavier's, as the official code does without its `fix_init_weight`. Pictures for the
-tokenizer are the view resized; see `beit`. PeCo's codes, which the paper also tried, were never
-released. mmpretrain hides 75 patches and drops no paths, .4 below the official figure. There is no
-recipe for ViT-L: the official script loses its decoder's sizes, and HEAD does not pass them on.
+tokenizer are the view resized; see `beit`. mmpretrain hides 75 patches and drops no paths, .4 below
+the official figure. There is no recipe for ViT-L: the official script loses its decoder's sizes,
+and HEAD does not pass them on.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class CAE(Method[PatchBackbone]):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        tokenizer: str = ""  # color, a tokenizer's run, or the file of DALL-E's encoder
+        tokenizer: str = ""  # color, a tokenizer's run, or a file; see `tokenizers`
         masked: int = 98  # patches
         mask_shape: Literal["block", "random"] = "block"
         min_block: int = 16  # patches of a rectangle
