@@ -241,8 +241,9 @@ ARMS = {
     "data2vec": masked("method.momentum=0.99", "method.last_layers=2", backbone=MEAN),
     "ijepa": masked(
         *("method.predictor_dim=64", "method.predictor_depth=2", "method.predictor_heads=2"),
-        "method.momentum=0.99",
+        *("optim.lr=0.001", "optim.weight_decay=0.05"),
         backbone=MEAN,
+        steps=2500,
     ),
 }
 PICTURES = 20_000  # of training
