@@ -22,7 +22,7 @@ from .data.packing import pack
 from .data.source import Source, open_source
 from .data.stream import Stream, StreamLoader, is_stream, open_stream
 from .engine import distributed
-from .engine.fit import fit
+from .engine.fit import check_parts, fit
 from .engine.health import Health
 from .engine.log import counter
 from .engine.probe import OnlineKnn
@@ -155,7 +155,7 @@ def normalized(run: Run, train: Source | Stream) -> Run:
 
 
 def total_steps(run: Run, loader: ViewLoader | StreamLoader) -> int:
-    return run.steps or run.epochs * loader.steps
+    return run.steps or run.epochs * (loader.steps // run.engine.accumulate)
 
 
 def make_loader(
@@ -166,12 +166,14 @@ def make_loader(
             f"setting method: {run.name} needs labels and the data has none; "
             "give a folder for each class, or choose simclr"
         )
+    check_parts(method, run.engine)
+    part = run.batch_size // run.engine.accumulate
     if isinstance(train, Stream):
         return StreamLoader(
             train,
             run.method.views,
             run.normalize,
-            batch_size=run.batch_size,
+            batch_size=part,
             seed=run.seed,
             window=run.shuffle,
             rank=dist.rank(),
@@ -183,7 +185,7 @@ def make_loader(
         train,
         run.method.views,
         run.normalize,
-        batch_size=run.batch_size,
+        batch_size=part,
         seed=run.seed,
         rank=dist.rank(),
         world=dist.world(),

@@ -105,6 +105,7 @@ class Regressor(nn.Module):
 
 
 class CAE(Method[PatchBackbone]):
+    additive = True
     positions: Tensor  # [N, D] of regressor and decoder
 
     @dataclass(frozen=True, kw_only=True)

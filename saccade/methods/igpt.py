@@ -51,6 +51,7 @@ class IGPT(Method[PixelBackbone]):
         super().__init__()
         check(cfg, encoder)
         self.cfg = cfg
+        self.additive = encoder.causal
         self.encoder = encoder
         if cfg.clusters:
             encoder.set_palette(read_palette(cfg.clusters, len(encoder.palette)))

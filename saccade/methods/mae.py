@@ -61,6 +61,8 @@ class Decoder(nn.Module):
 
 
 class MAE(Method[PatchBackbone]):
+    additive = True
+
     @dataclass(frozen=True, kw_only=True)
     class Config:
         mask_ratio: float = 0.75
