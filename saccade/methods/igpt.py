@@ -142,6 +142,11 @@ def check(cfg: IGPT.Config, encoder: Backbone) -> None:
             f"setting method.views.0.size: {cfg.views[0].size} pixels, but the sequence of the "
             f"backbone is made for backbone.image_size={encoder.image_size}; set both alike"
         )
+    if encoder.causal and cfg.mask_ratio != IGPT.Config.mask_ratio:
+        raise ValueError(
+            f"setting method.mask_ratio: {cfg.mask_ratio} is not read, as this network hides no "
+            "pixel; choose one such as igpt_nano_32_bert, or leave it out"
+        )
     if not 0 < cfg.mask_ratio <= 1:
         raise ValueError(f"setting method.mask_ratio: {cfg.mask_ratio}; choose above 0, up to 1")
 

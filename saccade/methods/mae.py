@@ -30,7 +30,7 @@ from ..nn.patches import (
     patchify,
     unpatchify,
 )
-from ..nn.positions import sincos_2d
+from ..nn.positions import check_width, sincos_2d
 from ..recipe import CIFAR_MEAN, CIFAR_STD, BackboneConfig, Normalize, Optim, Recipe, Schedule
 
 
@@ -82,6 +82,7 @@ class MAE(Method[PatchBackbone]):
                 f"setting method.views.0.size: {size} pixels, but the positions of the backbone are"
                 f" fixed for backbone.image_size={encoder.image_size}; set both alike"
             )
+        check_width("decoder", cfg.decoder_dim, cfg.decoder_heads)
         self.cfg = cfg
         self.kept_patches = kept_patches(math.prod(encoder.grid), cfg.mask_ratio)
         self.encoder = encoder

@@ -71,10 +71,15 @@ class MLM(Method[PatchBackbone]):
                 f"setting method.swapped: {cfg.swapped} and method.unchanged={cfg.unchanged} leave "
                 "no patch to mask; choose shares such as .1 and .1"
             )
+        coded = cfg.target == "codes"
+        if not coded and cfg.tokenizer != MLM.Config.tokenizer:
+            raise ValueError(
+                f"setting method.tokenizer: {cfg.tokenizer} is not read for method.target="
+                f"{cfg.target}; set method.target=codes, or leave it out"
+            )
         self.cfg = cfg
         self.encoder = encoder
         self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(encoder.dim), std=0.02))
-        coded = cfg.target == "codes"
         self.tokenizer = tokenizers.load(cfg.tokenizer, encoder.channels) if coded else None
         pixels = encoder.patch**2 * encoder.channels
         self.head = nn.Linear(encoder.dim, self.tokenizer.codes if self.tokenizer else pixels)

@@ -252,9 +252,12 @@ def test_pictures_show_the_guesses_at_hidden_patches_only():
         ({"views": (View(count=2, size=32),)}, "CAE sees 1 view of a picture, not 2"),
         ({"views": (View(size=48),)}, r"views\.0\.size: 48 pixels.*image_size=32"),
         ({"masked": 0}, "method.masked: 0 of 16 patches"),
+        ({"min_block": 0}, "method.min_block: 0 patches, but method.masked=6"),
+        ({"decoder_heads": 3}, "method.decoder_heads: 3 heads do not share 8 channels"),
     ],
 )
 def test_wrong_settings_are_named(settings, message):
-    sizes = {"decoder_dim": 8, "decoder_heads": 2, "masked": 6, "views": (View(size=32),)}
+    sizes = {"decoder_dim": 8, "decoder_heads": 2, "masked": 6, "min_block": 2}
+    sizes["views"] = (View(size=32),)
     with pytest.raises(ValueError, match=message):
         CAE(CAE.Config(tokenizer="color", **(sizes | settings)), PatchNet())

@@ -163,7 +163,8 @@ def test_settings_that_do_not_fit_are_refused():
         "transformer over colors": lambda: check(IGPT.Config(), ConvNet()),
         "1 view": lambda: IGPT(replace(method().cfg, views=two), colored()),
         "views.0.size: 16": lambda: IGPT(IGPT.Config(views=(View(size=16),)), colored()),
-        "mask_ratio: 0": lambda: method(mask_ratio=0.0),
+        "mask_ratio: 0.0; choose": lambda: method(False, mask_ratio=0.0),
+        "mask_ratio: 0.3 is not read": lambda: method(mask_ratio=0.3),
     }.items():
         with pytest.raises(ValueError, match=said):
             make()

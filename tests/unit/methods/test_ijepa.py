@@ -272,6 +272,9 @@ def test_of_the_official_files_the_average_is_taken(tmp_path):
         (PatchNet(prefix=0), {"views": (View(size=48),)}, "views.0.size: 48 pixels"),
         (PatchNet(prefix=0), {"views": (View(count=2, size=32),)}, "IJEPA sees 1 view"),
         (PatchNet(prefix=0), {}, "min_keep: 10 patches, but a context may have 9"),
+        (PatchNet(prefix=0), {"targets": 0}, r"method\.targets: 0 blocks"),
+        (PatchNet(prefix=0), {"target_scale": (0.0, 0.1)}, r"target_scale=\(0.0, 0.1\) of 16"),
+        (PatchNet(prefix=0), {"predictor_heads": 5}, "method.predictor_heads: 5 heads"),
     ],
 )
 def test_what_does_not_fit_is_refused(encoder, settings, message):
