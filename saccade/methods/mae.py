@@ -5,6 +5,7 @@ He et al. 2022, arXiv:2111.06377. With x_i the p*p*c pixels of patch i and M the
 `norm_pix_loss` rebuilds (x_i - mean) / sqrt(var + 1e-6) instead, over all values of the patch, with
 the unbiased variance; VideoMAE norms each channel of it. Pixels stand as row, column, channel.
 Positions of encoder and decoder are fixed sines and cosines, column first as in the official code.
+For pictures of another size tables are resized antialiased, by timm; officially by plain cubics.
 Only hidden patches are decoded to pixels: the loss reads no others. The encoder is fine-tuned or
 probed afterwards; nearest neighbors stay poor by design.
 """
