@@ -6,6 +6,7 @@ He et al. 2022, arXiv:2111.06377. With x_i the p*p*c pixels of patch i and M the
 the unbiased variance; VideoMAE norms each channel of it. Pixels stand as row, column, channel.
 Positions of encoder and decoder are fixed sines and cosines, column first as in the official code.
 For pictures of another size tables are resized antialiased, by timm; officially by plain cubics.
+Until a file is read, transformers' ViTMAE has zeros for positions and tokens; its eps is 1e-12.
 Only hidden patches are decoded to pixels: the loss reads no others. The encoder is fine-tuned or
 probed afterwards; nearest neighbors stay poor by design.
 """

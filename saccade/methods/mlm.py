@@ -15,7 +15,7 @@ MST's article does not name its target, so none is its own; `pixels` is our defa
 are ratio .5, swapped and unchanged .1, codes of color; where its other patch comes from is not
 known to us, ours comes from the same picture. `masking=blocks` is BEiT's sampler, of `mask_ratio`
 at most: with `codes` of its tokenizer it is BEiT's task, as `l1` is SimMIM's with cells of one
-patch and a count instead of a chance.
+patch and a count instead of a chance. Codes of a palette found by k-means, as iGPT's, are left out.
 """
 
 from __future__ import annotations
