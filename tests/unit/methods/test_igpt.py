@@ -14,9 +14,9 @@ from saccade.nn.random import keys, uniform
 from saccade.recipe import BackboneConfig
 
 
-def method(causal=True, sizes=None, **settings):
+def method(causal=True, **settings):
     torch.manual_seed(0)
-    return IGPT(IGPT.Config(views=(View(size=8),), **settings), colored(causal, **(sizes or {})))
+    return IGPT(IGPT.Config(views=(View(size=8),), **settings), colored(causal))
 
 
 @pytest.mark.parametrize("name", ["igpt_pico_16", "igpt_pico_16_bert"])
