@@ -73,6 +73,11 @@ class BEiT(Method[PatchBackbone]):
             raise ValueError(
                 f"setting method.masked: {cfg.masked} of {patches} patches; hide and keep one each"
             )
+        if not 1 <= cfg.min_block <= cfg.masked:
+            raise ValueError(
+                f"setting method.min_block: {cfg.min_block} patches, but method.masked="
+                f"{cfg.masked}; choose 1 to {cfg.masked}"
+            )
         self.cfg = cfg
         self.encoder = encoder
         self.tokenizer = tokenizers.load(cfg.tokenizer, encoder.channels)
@@ -109,7 +114,8 @@ class BEiT(Method[PatchBackbone]):
         valid, target = mask.gather(1, at), codes.gather(1, at)
         scores = self.head(take(y, at)).float()  # [B, m, K] of masked patches, then of some others
         each = F.cross_entropy(scores.flatten(0, 1), target.flatten(), reduction="none")
-        total = mean(valid.sum().float())  # over ranks, so that all masked patches count the same
+        # over ranks, so that all masked patches count the same; a batch may have none
+        total = mean(valid.sum().float()).clamp_min(1)
         loss = (each * valid.flatten()).sum() / total
         right = ((scores.argmax(-1) == target) & valid).sum() / total
         logs = {"accuracy": right, "masked": mask.float().mean()}

@@ -40,7 +40,7 @@ from .. import tokenizers
 from ..core import Clock, Method, PatchBackbone, Step, View, Views
 from ..nn.functional import take
 from ..nn.masking import exact_block_masks
-from ..nn.positions import sincos_2d
+from ..nn.positions import check_width, sincos_2d
 from ..nn.random import uniform
 from ..recipe import (
     CIFAR_MEAN,
@@ -139,6 +139,12 @@ class CAE(Method[PatchBackbone]):
             raise ValueError(
                 f"setting method.masked: {cfg.masked} of {patches} patches; hide and keep one each"
             )
+        if not 1 <= cfg.min_block <= cfg.masked:
+            raise ValueError(
+                f"setting method.min_block: {cfg.min_block} patches, but method.masked="
+                f"{cfg.masked}; choose 1 to {cfg.masked}"
+            )
+        check_width("decoder", cfg.decoder_dim, cfg.decoder_heads)
         self.cfg = cfg
         self.encoder = encoder
         self.tokenizer = tokenizers.load(cfg.tokenizer, encoder.channels)

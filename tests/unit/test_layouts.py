@@ -450,6 +450,21 @@ def test_caes_blocks_without_biases_of_keys_give_the_features_of_their_own_code(
     torch.testing.assert_close(ours.forward_features(x), theirs.forward_features(x))
 
 
+@pytest.mark.parametrize(
+    ("other", "beside"),
+    [
+        ("alignment_encoder", "regresser.norm.weight"),
+        ("teacher", "pretext_neck.norm.weight"),  # of the first release
+    ],
+)
+def test_of_caes_files_the_encoder_is_taken_not_its_copy_of_the_step_before(other, beside):
+    net = VisionTransformer(32, 16, embed_dim=48, depth=1, num_heads=3).state_dict()
+    state = {f"{name}.{k}": v for name in (other, "encoder") for k, v in net.items()}
+    found = layouts.find({"model": state | {beside: torch.zeros(48)}})
+    assert [p.name for p in found.parts] == ["encoder", other]
+    assert set(found.parts[0].state) == set(net)
+
+
 def test_one_table_of_distances_for_all_blocks_is_beits_pretrained_form():
     with torch.device("meta"):
         net = timm.create_model(

@@ -28,7 +28,7 @@ def resnet(size=32, **settings):
     [
         ({"name": "resnet5"}, "unknown backbone 'resnet5'; did you mean resnet50?"),
         ({"name": "vit_nano_patch8"}, "did you mean vit_nano_patch8_64?"),
-        ({"name": "zzzzzzzzzz"}, "choose from beit_base"),
+        ({"name": "zzzzzzzzzz"}, "choose from beit_atto"),
         ({"name": "efficientnet_b0"}, "family efficientnet; choose a ResNet"),
         ({"name": VIT, "stem": "small"}, "stem=small is for ResNets"),
         ({"name": VIT, "image_size": 100}, "image_size=100 .* choose 96 or 104"),
