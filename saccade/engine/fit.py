@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -167,8 +167,7 @@ def gradients(
     parts: list[Step] = []
     for i in range(engine.accumulate):
         torch.manual_seed(_step_seed(seed, clock.step, i))  # so that any step can be replayed
-        alone = i < engine.accumulate - 1 and isinstance(forward, DistributedDataParallel)
-        with forward.no_sync() if alone else nullcontext():
+        with _apart(forward) if i < engine.accumulate - 1 else nullcontext():
             try:
                 with torch.autocast(
                     device.type, torch.bfloat16, enabled=engine.precision == "bf16"
@@ -179,6 +178,11 @@ def gradients(
                 raise RunError(FULL) from None
         parts.append(replace(done, loss=done.loss.detach()))
     return parts[0] if len(parts) == 1 else _mean(parts)
+
+
+def _apart(module: nn.Module) -> AbstractContextManager[None]:
+    """Gradients stay on their rank."""
+    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
 def _mean(parts: list[Step]) -> Step:
