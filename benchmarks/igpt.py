@@ -72,7 +72,7 @@ def main(arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         runs = args.runs or Path(scratch)
         for seed in map(int, args.seeds.split(",")):
-            for arm in ARMS if "layers" in args.parts.split(",") else ():
+            for arm in args.arms.split(",") if "layers" in args.parts.split(",") else ():
                 if not any((r["arm"], r["seed"]) == (arm, seed) for r in report["runs"]):
                     report["runs"].append(run(args, arm, seed, runs / f"{arm}-{seed}"))
                     report["summary"] = summarize(report["runs"])
@@ -88,8 +88,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--bank", type=int, default=10_000, help="training pictures of the probe")
     parser.add_argument("--parts", default="speed,layers", help="layers has the bits too")
+    parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--runs", type=Path, help="keep the run folders here")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if strange := sorted(set(args.arms.split(",")) - set(ARMS)):
+        parser.error(f"unknown arm {strange[0]}; choose from {', '.join(ARMS)}")
+    return args
 
 
 def begin(args: argparse.Namespace) -> dict[str, Any]:

@@ -51,6 +51,7 @@ class Arm:
     wanted: float = 0.12  # gain in accuracy over random weights
     sets: tuple[str, ...] = ()
     labels: bool = False  # the method trains on them
+    codes: bool = False  # it predicts those of a tokenizer, trained first on the same pictures
 
 
 CROPS = "method.views.0.crop=[0.2,1.0]"  # of few steps: gentler than the paper's 0.08
@@ -105,9 +106,12 @@ def pixels(*sets: str) -> Arm:
     )
 
 
-def masked(*sets: str, backbone: str = "vit_atto_patch4_32", steps: int = 1500) -> Arm:
+def masked(
+    *sets: str, backbone: str = "vit_atto_patch4_32", steps: int = 1500, codes: bool = False
+) -> Arm:
     """An arm of a small ViT that fills in patches, judged by a linear classifier."""
     return Arm(
+        codes=codes,
         backbone=backbone,
         steps=steps,
         batch_size=64,
@@ -136,6 +140,7 @@ KEYS_OF_VIT = (
     "method.queue_size=1024",
     "method.momentum=0.9",
 )
+MEAN = "vit_atto_patch4_gap_32"  # where no loss looks at CLS
 DECODER = ("method.decoder_dim=64", "method.decoder_depth=2", "method.decoder_heads=2")
 DINO_OF_VIT = (
     *("method.hidden=512", "method.bottleneck=64", "method.prototypes=512"),
@@ -233,15 +238,20 @@ ARMS = {
     ),
     "mst": vit(2500, *DINO_OF_VIT, "method.batch_norm_in_head=true", "method.decoder_dim=32"),
     "mae-atto": masked(*DECODER, steps=3000),
-    "simmim": masked("method.mask_size=8"),
-    "mlm": masked("method.mask_ratio=0.5"),
-    "beit": masked("backbone.drop_path=0", backbone="beit_atto_shared_patch4_32"),
-    "cae": masked("method.decoder_dim=64", "method.decoder_heads=2", "method.regressor_depth=1"),
-    "data2vec": masked("method.momentum=0.99", "method.last_layers=2"),
+    "simmim": masked("method.mask_size=8", backbone=MEAN),
+    "mlm": masked("method.mask_ratio=0.5", backbone=MEAN),
+    "beit": masked("backbone.drop_path=0", backbone="beit_atto_shared_patch4_32", codes=True),
+    "cae": masked(
+        *("method.decoder_dim=64", "method.decoder_heads=2", "method.regressor_depth=1"),
+        backbone=MEAN,
+        codes=True,
+    ),
+    "data2vec": masked("method.momentum=0.99", "method.last_layers=2", backbone=MEAN),
     "ijepa": masked(
         *("method.predictor_dim=64", "method.predictor_depth=2", "method.predictor_heads=2"),
-        "method.momentum=0.99",
-        backbone="vit_atto_patch4_gap_32",
+        *("optim.lr=0.001", "optim.weight_decay=0.05"),
+        backbone=MEAN,
+        steps=2500,
     ),
 }
 PICTURES = 20_000  # of training
@@ -322,12 +332,13 @@ def done(report: dict[str, Any], method: str, seed: int) -> bool:
 def run(args: argparse.Namespace, method: str, seed: int, out: Path) -> dict[str, Any]:
     """Pretrain once and measure before and after. A method's second arm is named METHOD-ARM."""
     arm = on_photographs(ARMS[method]) if Path(args.data).is_dir() else ARMS[method]
+    codes = (f"method.tokenizer={tokenizer(args, arm, seed, out.parent)}",) if arm.codes else ()
     pretrain = [
         *("pretrain", pictures(args, arm, out.parent), "--method", method.partition("-")[0]),
         *("--recipe", "small", "--backbone", arm.backbone, "--steps", str(args.steps or arm.steps)),
         *("--batch-size", str(arm.batch_size), "--seed", str(seed), "--workers", str(WORKERS)),
         *("--out", str(out), "--resume"),
-        *(word for s in (*arm.sets, QUIET) for word in ("--set", s)),
+        *(word for s in (*arm.sets, *codes, QUIET) for word in ("--set", s)),
     ]
     began, used = time.perf_counter(), cpu_seconds()
     saccade(pretrain)
@@ -352,6 +363,24 @@ def run(args: argparse.Namespace, method: str, seed: int, out: Path) -> dict[str
         "pretrained": [r.to_dict() for r in after],
         "gains": gains,
     }
+
+
+def tokenizer(args: argparse.Namespace, arm: Arm, seed: int, folder: Path) -> Path:
+    """The run of a tokenizer of 512 codes with the arm's pictures and patches."""
+    out = folder / f"tokenizer-{seed}"
+    size = "96" if Path(args.data).is_dir() else "32"
+    backbone = MEAN if size == "32" else on_photographs(replace(arm, backbone=MEAN)).backbone
+    sets = ("method.hidden=64", "optim.lr=0.002", "optim.lr_rule=none", QUIET)
+    sets += (f"backbone.image_size={size}", f"method.views.0.size={size}")
+    saccade(
+        [
+            *("pretrain", pictures(args, arm, folder), "--method", "tokenizer"),
+            *("--recipe", "small", "--backbone", backbone, "--steps", "600"),
+            *("--batch-size", "64", "--seed", str(seed), "--workers", str(WORKERS)),
+            *("--out", str(out), "--resume", *(word for s in sets for word in ("--set", s))),
+        ]
+    )
+    return out
 
 
 def cpu_seconds() -> float:

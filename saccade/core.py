@@ -210,6 +210,8 @@ class Task(nn.Module, ABC):
     `(cfg, ...)` in `__init__`. All its state is a parameter or a buffer.
     """
 
+    additive: bool = False  # a step's gradient is the mean of its parts', batch norm apart
+
     @abstractmethod
     def forward(self, batch: Any, clock: Clock) -> Step:
         """One training step of the paper."""

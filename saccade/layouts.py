@@ -33,6 +33,9 @@ PREFERRED = ("teacher", "ema", "encoder_q", "base_encoder", "online_encoder", "t
 PREFERRED += ("encoder", "backbone", "trunk", "model")
 
 
+# Keys beside CAE's encoder: what it calls a teacher there is the encoder of the step before.
+CAE = ("regresser.", "pretext_neck.")
+
 # Regular expressions and what stands in their place, one after the other.
 Renames = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 
@@ -155,7 +158,7 @@ LAYOUTS: tuple[tuple[str, set[str], str], ...] = (
     ("I-JEPA", {"encoder", "target_encoder"}, "^(target_)?encoder/"),
     ("SwAV", {"module.prototypes.weight"}, r"^module\.$"),
     ("PyContrast", {"model", "contrast"}, r"^model(_ema)?/(module\.)?encoder\.$"),
-    ("PixPro", {"model", "opt"}, r"encoder(_k)?\.$"),
+    ("PixPro or PIC", {"model", "opt"}, r"encoder(_k)?\.$"),
     ("mmpretrain", {"state_dict", "meta"}, r"^state_dict/backbone\.$"),
     ("solo-learn", {"state_dict", "hyper_parameters"}, r"/(momentum_)?(backbone|encoder)\.$"),
     ("Lightning", {"state_dict", "pytorch-lightning_version"}, ""),
@@ -186,7 +189,7 @@ def find(held: Any) -> Found:
         beside = [k for k in state if not (fronts and k.startswith(fronts))]
         parts += [_part(path, f, d, state, beside) for f, d in inside.items()]
         beyond += [] if inside else ["/".join((*path, k)) for k in beside]
-    parts = _told_apart(sorted(parts, key=lambda p: _rank(p.name)))
+    parts = _told_apart(sorted(parts, key=_rank))
     first = next((k for _, state in states for k in state), "")
     layout = _layout(held, parts[0].front) if parts else ""
     return Found(layout, tuple(parts), tuple(beyond), first, _arch(held))
@@ -335,8 +338,11 @@ def _told_apart(parts: list[Part]) -> list[Part]:
     return found
 
 
-def _rank(name: str) -> int:
-    return PREFERRED.index(name) if name in PREFERRED else len(PREFERRED)
+def _rank(part: Part) -> int:
+    last = len(PREFERRED)
+    if part.name == "teacher" and any(k.startswith(CAE) for k in part.beside):
+        return last
+    return PREFERRED.index(part.name) if part.name in PREFERRED else last
 
 
 def _arch(held: Any) -> str:

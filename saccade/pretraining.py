@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from . import backbones, config, methods, stage, weights
 from . import run as runs
-from .core import Backbone, Method
+from .core import Backbone, Method, PatchBackbone, PixelBackbone
 from .data import band_views
 from .data.bad import Bad, write_bad
 from .data.check import scan, statistics
@@ -22,7 +23,7 @@ from .data.packing import pack
 from .data.source import Source, open_source
 from .data.stream import Stream, StreamLoader, is_stream, open_stream
 from .engine import distributed
-from .engine.fit import fit
+from .engine.fit import check_parts, fit
 from .engine.health import Health
 from .engine.log import counter
 from .engine.probe import OnlineKnn
@@ -31,6 +32,10 @@ from .nn.parts import Ema
 from .recipe import Normalize
 from .run import Run
 
+KINDS = {  # of encoders that a method can ask for, and one of each
+    PatchBackbone: ("plain vision transformer", "vit_tiny_patch4_32"),
+    PixelBackbone: ("transformer over colors", "igpt_nano_32"),
+}
 STATISTICS = 512  # pictures, evenly spread, for the mean and deviation of other channels than RGB
 
 
@@ -55,6 +60,7 @@ def build(run: Run) -> Method:
     """The method around a fresh encoder: the same weights for the same run."""
     torch.manual_seed(run.seed)
     encoder = backbones.create(run.backbone, run.normalize)
+    _check_kind(run, encoder)
     method = methods.get(run.name)(run.method, encoder)
     if run.weights:
         stage.initialize(method.encoder, run)
@@ -155,7 +161,7 @@ def normalized(run: Run, train: Source | Stream) -> Run:
 
 
 def total_steps(run: Run, loader: ViewLoader | StreamLoader) -> int:
-    return run.steps or run.epochs * loader.steps
+    return run.steps or run.epochs * (loader.steps // run.engine.accumulate)
 
 
 def make_loader(
@@ -166,12 +172,14 @@ def make_loader(
             f"setting method: {run.name} needs labels and the data has none; "
             "give a folder for each class, or choose simclr"
         )
+    check_parts(method, run.engine)
+    part = run.batch_size // run.engine.accumulate
     if isinstance(train, Stream):
         return StreamLoader(
             train,
             run.method.views,
             run.normalize,
-            batch_size=run.batch_size,
+            batch_size=part,
             seed=run.seed,
             window=run.shuffle,
             rank=dist.rank(),
@@ -183,7 +191,7 @@ def make_loader(
         train,
         run.method.views,
         run.normalize,
-        batch_size=run.batch_size,
+        batch_size=part,
         seed=run.seed,
         rank=dist.rank(),
         world=dist.world(),
@@ -199,6 +207,18 @@ def place(run: Run, method: Method, device: torch.device) -> Method:
         norm.synchronize(method)
     stage.place(method, method.encoder, device, channels_last=run.engine.channels_last)
     return method
+
+
+def _check_kind(run: Run, encoder: Backbone) -> None:
+    """Refuse a network of another kind than the method is for: the parameter of its base class."""
+    bases = vars(methods.get(run.name)).get("__orig_bases__", ())
+    asked = [kind for base in bases for kind in get_args(base)]
+    for kind, (words, example) in KINDS.items():
+        if kind in asked and not isinstance(encoder, kind):
+            raise ValueError(
+                f"setting backbone.name: {run.backbone.name} is no {words}, which {run.name} needs;"
+                f" choose one such as {example}"
+            )
 
 
 def _for_rgb(run: Run) -> bool:

@@ -28,10 +28,14 @@ DONE = "done.json"  # written last: the run is whole
 def prepare(run: Run | TrainRun, out: Path, *, resume: bool, overwrite: bool) -> None:
     """Check what can be checked without work; nothing is written. Raises ValueError."""
     distributed.check_devices(run.engine.devices)
-    if run.batch_size % run.engine.devices:
+    parts = run.engine.accumulate
+    if parts < 1:
+        raise ValueError(f"setting engine.accumulate={parts} is no number of parts; give 1 or more")
+    if run.batch_size % (run.engine.devices * parts):
+        split = f" and {parts} parts (engine.accumulate)" if parts > 1 else ""
         raise ValueError(
             f"setting batch_size: {run.batch_size} does not divide over "
-            f"{run.engine.devices} devices; make it a multiple"
+            f"{run.engine.devices} devices{split}; make it a multiple"
         )
     if resume and overwrite:
         raise ValueError("settings resume and overwrite exclude each other; give one")
@@ -66,10 +70,12 @@ def check_same(run: Run | TrainRun, before: Run | TrainRun, out: Path, command: 
 def announce(run: Run | TrainRun, out: Path, what: str, bad: Iterable[Bad]) -> None:
     """Say what trains on what."""
     each, count = run.batch_size // dist.world(), len(list(bad))
+    parts = run.engine.accumulate
+    split = f" in {parts} parts of {each // parts}" if parts > 1 else ""
     left_out = f", {count} unreadable ({BAD})" if count else ""
     print(
         f"saccade: {run.name} ({run.recipe}) on {what} of {run.data}{left_out}; "
-        f"batch size {run.batch_size}, {each} per device; writing to {out}",
+        f"batch size {run.batch_size}, {each} per device{split}; writing to {out}",
         file=sys.stderr,
         flush=True,
     )

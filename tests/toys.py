@@ -143,6 +143,15 @@ def noise(seed=0, b=8, sizes=(32, 32)):
     return views(*(F.interpolate(fields, x.shape[-2:]) + x for x in grain))
 
 
+def share(batch, rank, world):
+    """The rows of a batch that one of several ranks has."""
+    each = len(batch.index) // world
+    mine = slice(rank * each, (rank + 1) * each)
+    lists = {k: [x[mine] for x in getattr(batch, k)] for k in ("images", "boxes", "flips")}
+    others = {k: getattr(batch, k)[mine] for k in ("index", "key", "labels")}
+    return dataclasses.replace(batch, **lists, **others)
+
+
 SMALL = {
     "hidden": 16,
     "dim": 8,

@@ -110,7 +110,8 @@ class RelativeViT(PatchBackbone):
         if tokens.shape[1] != self.grid[0] * self.grid[1]:
             raise ValueError(
                 f"setting backbone: {tokens.shape[1]} patches of {self.grid[0] * self.grid[1]} are"
-                " given, and relative positions need all; choose a ViT such as vit_base_patch16_224"
+                " given, and relative positions need all of backbone.image_size="
+                f"{self.image_size}; set views to it, or choose a ViT such as vit_base_patch16_224"
             )
         return self.grid
 

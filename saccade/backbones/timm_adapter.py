@@ -326,7 +326,10 @@ def build(cfg: BackboneConfig, pretrained: bool = False) -> Backbone:
     name, args = arguments(cfg)
     family, _ = MODULES[_module(cfg.name)]
     if cfg.layer != "last":
-        raise ValueError(f"backbone.layer={cfg.layer}: {cfg.name} has no choice; leave it at last")
+        raise ValueError(
+            f"backbone.layer={cfg.layer}: {cfg.name} is no transformer over colors and has no "
+            "choice; leave it at last, or choose one such as igpt_nano_32"
+        )
     try:
         net = timm.create_model(name, pretrained, drop_path_rate=cfg.drop_path, **args)
     except AssertionError:  # of a ResNet stem before patches

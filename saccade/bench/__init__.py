@@ -6,7 +6,8 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -45,8 +46,11 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of what took part."""
-    others = {name: version(name) for name in ("torch", "torchvision", "timm", "lightly")}
-    return {"python": platform.python_version(), "saccade": __version__, **others}
+    found = {"python": platform.python_version(), "saccade": __version__}
+    for name in ("torch", "torchvision", "timm", "lightly"):
+        with suppress(PackageNotFoundError):  # peers need not be installed
+            found[name] = version(name)
+    return found
 
 
 def spread(values: list[float]) -> dict[str, float]:

@@ -2,11 +2,11 @@
 
 `bare`: the encoder's forward and backward on the pictures that the method trains on, and its
 forward on those that a teacher sees. `saccade`: the method as the engine runs it, with optimizer
-and hooks. `lightly`: its modules put together as its documentation does, around the same encoder,
-with optimizer and momentum update. `unmasked`: MAE that hides one patch alone, as near as it comes
-to encoding whole pictures. `crops` and `large`, of views of several sizes: the bare encoder's
-forward and backward on all views, and on the largest ones alone; `share` is what their pixels say
-this ratio should be. No arm counts the loading of pictures.
+and hooks. `lightly`, where it is installed: its modules put together as its documentation does,
+around the same encoder, with optimizer and momentum update. `unmasked`: MAE that hides one patch
+alone, as near as it comes to encoding whole pictures. `crops` and `large`, of views of several
+sizes: the bare encoder's forward and backward on all views, and on the largest ones alone; `share`
+is what their pixels say this ratio should be. No arm counts the loading of pictures.
 
 One thread of a CPU is timed by the processor time of the process, which other work on the machine
 does not stretch; anything else by the clock on the wall. `bytes` is the most that was alive at any
@@ -24,6 +24,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -244,10 +245,9 @@ def _arms(method: str, cfg: Any, encoder: Backbone, batch: Views) -> dict[str, W
         assert isinstance(encoder, PatchBackbone)
         whole = replace(cfg, mask_ratio=1 / math.prod(encoder.grid))
         builders["unmasked"] = lambda net, b: _saccade(methods.get(method)(whole, net), b)
-    if method == "simclr":
-        builders["lightly"] = lambda net, b: _lightly_simclr(cfg, net, b.images)
-    if method == "moco":
-        builders["lightly"] = lambda net, b: _lightly_moco(cfg, net, b.images)
+    peer = {"simclr": _lightly_simclr, "moco": _lightly_moco}.get(method)
+    if peer and find_spec("lightly"):
+        builders["lightly"] = lambda net, b: peer(cfg, net, b.images)
     sizes = [x.shape[-1] for x in batch.images]
     if PASSES[method].trained == ALL and min(sizes) < max(sizes):
         some = Passes(slice(0, sizes.count(max(sizes))), NONE)  # the largest come first

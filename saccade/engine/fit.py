@@ -7,8 +7,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -24,6 +25,7 @@ from ..recipe import Engine, Optim, scaled_lr
 from . import checkpoint, optim, schedules
 from .health import FirstBad, Health
 from .log import Recorder
+from .recompute import recompute
 
 
 @runtime_checkable
@@ -51,6 +53,11 @@ BUFFERS_STAY: dict[str, Any] = {
     "forward_sync_buffers" if "forward_sync_buffers" in _arguments else "broadcast_buffers": False
 }
 
+FULL = (
+    "the memory of the device is full; lower batch_size, or set engine.accumulate=2, "
+    "engine.activation_checkpointing=true or engine.precision=bf16"
+)
+
 
 def fit(
     task: Task,
@@ -69,8 +76,11 @@ def fit(
 ) -> Ended:
     """Train to `steps` (or to a signal) and leave a checkpoint of the end in `out`.
 
+    With `engine.accumulate` the loader gives parts of a batch, and a step takes that many.
     `probe` gives figures for the log every `engine.knn_every` epochs.
     """
+    check_parts(task, engine)
+    epoch_steps = _updates(loader, engine, batch_size)
     folder, first_rank = out / "checkpoints", dist.rank() == 0
     optimizer = optim.build(task, cfg)
     start = _restore(folder, task, optimizer) if resume else 0
@@ -80,21 +90,19 @@ def fit(
     peak = scaled_lr(cfg.lr, cfg.lr_rule, batch_size)
     bad, began, saved_at = FirstBad(device), time.perf_counter(), time.perf_counter()
     task.train()
-    with _signals() as stop, closing(recorder), closing(_stream(loader, start)) as batches:
+    stream = _stream(loader, start, engine.accumulate)
+    with _signals() as stop, closing(recorder), closing(stream) as batches:
         step = start
         while step < steps:
-            clock = Clock(step, steps, loader.steps)
-            if step == start or step % loader.steps == 0:
+            clock = Clock(step, steps, epoch_steps)
+            if step == start or step % epoch_steps == 0:
                 task.before_epoch(clock)
-            torch.manual_seed(_step_seed(seed, step))  # so that any step can be replayed
-            lr = schedules.lr_at(cfg, batch_size, step, steps, loader.steps)
+            lr = schedules.lr_at(cfg, batch_size, step, steps, epoch_steps)
             decay = schedules.weight_decay_at(cfg, clock.progress)
             optim.set_rates(optimizer, lr, peak, decay)
 
-            with torch.autocast(device.type, torch.bfloat16, enabled=engine.precision == "bf16"):
-                done: Step = forward(next(batches), clock)
             optimizer.zero_grad(set_to_none=True)
-            done.loss.backward()
+            done = gradients(forward, batches, clock, engine, device, seed)
             task.before_update(clock)
             reported = step % engine.log_every == 0 or step == steps - 1
             norm = optim.clip(params, cfg.clip, cfg.clip_by) if cfg.clip or reported else None
@@ -112,7 +120,7 @@ def fit(
                 for text in health.warnings():
                     recorder.event(clock, {"warning": text})
             step += 1
-            if probe and engine.knn_every and step % (engine.knn_every * loader.steps) == 0:
+            if probe and engine.knn_every and step % (engine.knn_every * epoch_steps) == 0:
                 recorder.event(clock, probe())
             stopping = _agreed(stop, step, engine.log_every)
             now = time.perf_counter()
@@ -126,6 +134,72 @@ def fit(
     return Ended(step, step < steps, loader.wait / spent)
 
 
+def check_parts(task: Task, engine: Engine) -> None:
+    """ValueError where the parts of a batch would not train what the whole batch does."""
+    if engine.accumulate > 1 and not task.additive:
+        raise ValueError(
+            f"setting engine.accumulate={engine.accumulate}: the loss of {type(task).__name__} is "
+            "no mean over pictures, so parts of a batch would train something else; set it to 1 "
+            "and lower batch_size"
+        )
+
+
+def _updates(loader: Loader, engine: Engine, batch_size: int) -> int:
+    """Steps of an epoch."""
+    parts = engine.accumulate
+    if not loader.steps // parts:
+        raise ValueError(
+            f"setting batch_size={batch_size} is larger than the data; lower it to "
+            f"{batch_size // parts * loader.steps} at most"
+        )
+    return loader.steps // parts
+
+
+def gradients(
+    forward: nn.Module,
+    batches: Iterator[Any],
+    clock: Clock,
+    engine: Engine,
+    device: torch.device,
+    seed: int,
+) -> Step:
+    """Forward and backward of a batch, part by part; ranks agree after the last one."""
+    parts: list[Step] = []
+    for i in range(engine.accumulate):
+        torch.manual_seed(_step_seed(seed, clock.step, i))  # so that any step can be replayed
+        with _apart(forward) if i < engine.accumulate - 1 else nullcontext():
+            try:
+                with torch.autocast(
+                    device.type, torch.bfloat16, enabled=engine.precision == "bf16"
+                ):
+                    done: Step = forward(next(batches), clock)
+                (done.loss / engine.accumulate).backward()
+            except torch.OutOfMemoryError:
+                raise RunError(FULL) from None
+        parts.append(replace(done, loss=done.loss.detach()))
+    return parts[0] if len(parts) == 1 else _mean(parts)
+
+
+def _apart(module: nn.Module) -> AbstractContextManager[None]:
+    """Gradients stay on their rank."""
+    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+
+
+def _mean(parts: list[Step]) -> Step:
+    """What a step of all parts says: means of scalars, all rows."""
+
+    def rows(each: list[Tensor | None]) -> Tensor | None:
+        given = [x for x in each if x is not None]
+        return torch.cat(given) if given else None
+
+    return Step(
+        torch.stack([p.loss for p in parts]).mean(),
+        {k: torch.stack([p.logs[k] for p in parts]).mean() for k in parts[0].logs},
+        rows([p.features for p in parts]),
+        rows([p.outputs for p in parts]),
+    )
+
+
 def _wrap(task: Task, engine: Engine, device: torch.device) -> nn.Module:
     """The task as the loop calls it; hooks go to the task itself.
 
@@ -133,6 +207,8 @@ def _wrap(task: Task, engine: Engine, device: torch.device) -> nn.Module:
     batch statistics either are synchronized or belong to their device.
     """
     module: nn.Module = task
+    if engine.activation_checkpointing:
+        recompute(task)
     if engine.compile:
         module = torch.compile(module)  # type: ignore[assignment]
     if dist.world() > 1:
@@ -143,15 +219,19 @@ def _wrap(task: Task, engine: Engine, device: torch.device) -> nn.Module:
     return module
 
 
-def _stream(loader: Loader, start: int) -> Generator[Any, None, None]:
-    epoch, skip = divmod(start, loader.steps)
+def _stream(loader: Loader, start: int, parts: int) -> Generator[Any, None, None]:
+    """Batches from a step on; parts that fill no step end an epoch unused."""
+    each = loader.steps // parts
+    epoch, skip = divmod(start, each)
     while True:
-        yield from loader.batches(epoch, skip)
+        with closing(loader.batches(epoch, skip * parts)) as batches:
+            yield from islice(batches, (each - skip) * parts)
         epoch, skip = epoch + 1, 0
 
 
-def _step_seed(seed: int, step: int) -> int:
+def _step_seed(seed: int, step: int, part: int) -> int:
     key = fold(fold(torch.tensor(seed), step), dist.rank())
+    key = fold(key, part) if part else key
     return int(key.item()) & 0x7FFFFFFFFFFFFFFF
 
 

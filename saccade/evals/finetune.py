@@ -7,7 +7,8 @@ B/256, layer decay .65, weight decay .05 but on vectors, positions and CLS, 5 ep
 half a cosine to 1e-6, 100 epochs, batch 1024, drop path .1, RandAugment (2 operations at 9, +-.5),
 mixup .8, CutMix 1, label smoothing .1, random erasing .25; on the mean patch token through a new
 norm in place of the network's last. `finetune-mae-l` and `-h`, for ViT-L and ViT-H: lr 1e-3, layer
-decay .75, 50 epochs, drop path .2 and .3.
+decay .75, 50 epochs, drop path .2 and .3. These are for weights of `norm_pix_loss`; the article's
+table 9, for those of plain pixels, has lr 1e-3 and layer decay .75 for all sizes.
 `finetune-dino` and `finetune-moco` (the DeiT schedule that both papers name, Touvron et al. 2020,
 arXiv:2012.12877; MoCo v3, Chen et al. 2021, arXiv:2104.02057): AdamW, lr 5e-4 x B/512, no layer
 decay, half a cosine to 1e-5, 300 and 150 epochs, else as MAE's; on the network's pooled vector.

@@ -46,7 +46,7 @@ from ..tokenizers.pictures import codes_of, pictures
 class BEiT(Method[PatchBackbone]):
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        tokenizer: str = ""  # color, a tokenizer's run, or the file of DALL-E's encoder
+        tokenizer: str = ""  # color, a tokenizer's run, or a file; see `tokenizers`
         masked: int = 75  # patches, at most
         min_block: int = 16  # patches of a rectangle
         views: tuple[View, ...] = (
@@ -72,6 +72,11 @@ class BEiT(Method[PatchBackbone]):
         if not 0 < cfg.masked < patches:
             raise ValueError(
                 f"setting method.masked: {cfg.masked} of {patches} patches; hide and keep one each"
+            )
+        if not 1 <= cfg.min_block <= cfg.masked:
+            raise ValueError(
+                f"setting method.min_block: {cfg.min_block} patches, but method.masked="
+                f"{cfg.masked}; choose 1 to {cfg.masked}"
             )
         self.cfg = cfg
         self.encoder = encoder
@@ -109,7 +114,8 @@ class BEiT(Method[PatchBackbone]):
         valid, target = mask.gather(1, at), codes.gather(1, at)
         scores = self.head(take(y, at)).float()  # [B, m, K] of masked patches, then of some others
         each = F.cross_entropy(scores.flatten(0, 1), target.flatten(), reduction="none")
-        total = mean(valid.sum().float())  # over ranks, so that all masked patches count the same
+        # over ranks, so that all masked patches count the same; a batch may have none
+        total = mean(valid.sum().float()).clamp_min(1)
         loss = (each * valid.flatten()).sum() / total
         right = ((scores.argmax(-1) == target) & valid).sum() / total
         logs = {"accuracy": right, "masked": mask.float().mean()}

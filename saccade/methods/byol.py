@@ -37,6 +37,7 @@ COLOR = (0.4, 0.4, 0.2, 0.1)
 
 
 class BYOL(Method[Backbone]):
+    additive = True
     remedy = "keep method.predict=true and method.momentum near .99, or lower optim.lr"
 
     @dataclass(frozen=True, kw_only=True)

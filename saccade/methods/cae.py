@@ -17,9 +17,9 @@ Exactly `masked` patches are hidden in each picture. Positions are sines and cos
 transpose of MAE's. Biases of keys, which softmax cancels, are there in plain blocks and absent in
 the regressor's key norm, unlike officially: nothing that is computed differs. Every linear layer
 starts at Xavier's, as the official code does without its `fix_init_weight`. Pictures for the
-tokenizer are the view resized; see `beit`. PeCo's codes, which the paper also tried, were never
-released. mmpretrain hides 75 patches and drops no paths, .4 below the official figure. There is no
-recipe for ViT-L: the official script loses its decoder's sizes, and HEAD does not pass them on.
+tokenizer are the view resized; see `beit`. mmpretrain hides 75 patches and drops no paths, .4 below
+the official figure. There is no recipe for ViT-L: the official script loses its decoder's sizes,
+and HEAD does not pass them on.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from .. import tokenizers
 from ..core import Clock, Method, PatchBackbone, Step, View, Views
 from ..nn.functional import take
 from ..nn.masking import exact_block_masks
-from ..nn.positions import sincos_2d
+from ..nn.positions import check_width, sincos_2d
 from ..nn.random import uniform
 from ..recipe import (
     CIFAR_MEAN,
@@ -105,11 +105,12 @@ class Regressor(nn.Module):
 
 
 class CAE(Method[PatchBackbone]):
+    additive = True
     positions: Tensor  # [N, D] of regressor and decoder
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        tokenizer: str = ""  # color, a tokenizer's run, or the file of DALL-E's encoder
+        tokenizer: str = ""  # color, a tokenizer's run, or a file; see `tokenizers`
         masked: int = 98  # patches
         mask_shape: Literal["block", "random"] = "block"
         min_block: int = 16  # patches of a rectangle
@@ -138,6 +139,12 @@ class CAE(Method[PatchBackbone]):
             raise ValueError(
                 f"setting method.masked: {cfg.masked} of {patches} patches; hide and keep one each"
             )
+        if not 1 <= cfg.min_block <= cfg.masked:
+            raise ValueError(
+                f"setting method.min_block: {cfg.min_block} patches, but method.masked="
+                f"{cfg.masked}; choose 1 to {cfg.masked}"
+            )
+        check_width("decoder", cfg.decoder_dim, cfg.decoder_heads)
         self.cfg = cfg
         self.encoder = encoder
         self.tokenizer = tokenizers.load(cfg.tokenizer, encoder.channels)

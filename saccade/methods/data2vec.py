@@ -8,14 +8,15 @@ the hidden patches of the batch,
     loss = mean over M and channels of smooth_l1(z_i - y_i),   beta 2.
 The teacher follows after each step with a constant momentum, without stochastic depth.
 
-The paper's encoder knows distances only (`beit_base_shared_patch16_224`); its LayerScale starts at
-1e-4, timm's at .1. Left out: dropout of attention, .05. Officially the mask token decays and CLS
-does not; here it is the other way around. The paper's 86.6 % of ViT-L are two runs in a row, the
-second with momentum .9999.
+The paper's encoder knows distances only (`beit_base_shared_patch16_224`). LayerScale, where a
+network has it, starts at 1e-4 (the paper's ViT-L: 1e-5). CLS does not decay, the mask token does.
+Left out: dropout of attention, .05. The paper's 86.6 % of ViT-L are two runs in a row, the second
+with momentum .9999.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -23,11 +24,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..core import Clock, Method, PatchBackbone, Step, View, Views
+from ..core import Clock, Group, Method, PatchBackbone, Step, View, Views
 from ..nn.dist import mean
 from ..nn.masking import block_masks, hide
 from ..nn.parts import Ema, without_drop_path
 from ..recipe import CIFAR_MEAN, CIFAR_STD, BackboneConfig, Normalize, Optim, Recipe, Schedule
+
+SCALES = (".gamma_1", ".gamma_2", ".gamma")  # endings of LayerScale's names in timm's networks
+SCALE = 1e-4  # that it starts at
 
 
 class Data2Vec(Method[PatchBackbone]):
@@ -65,7 +69,11 @@ class Data2Vec(Method[PatchBackbone]):
             )
         self.cfg = cfg
         self.encoder = encoder
-        self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(encoder.dim), std=0.02))
+        for name, p in encoder.named_parameters():
+            if name.endswith(SCALES):
+                nn.init.constant_(p, SCALE)
+        token = torch.empty(1, 1, encoder.dim)
+        self.mask_token = nn.Parameter(nn.init.trunc_normal_(token, std=0.02))
         self.head = nn.Linear(encoder.dim, encoder.dim)
         self.teacher = Ema(encoder)
         without_drop_path(self.teacher)
@@ -77,7 +85,7 @@ class Data2Vec(Method[PatchBackbone]):
         grid = (image.shape[2] // net.patch, image.shape[3] // net.patch)
         mask = self.choose(batch.key, grid)  # [B, N]
         positions = net.positions(image.shape[2], image.shape[3])
-        seen = net.encode(hide(net.tokens(image), positions, mask, self.mask_token))
+        seen = net.encode(hide(net.tokens(image), positions, mask, self.mask_token[0, 0]))
         z = self.head(seen[:, net.prefix :]).float()
         each = F.smooth_l1_loss(z, target, reduction="none", beta=self.cfg.beta).mean(-1)  # [B, N]
         total = mean(mask.sum().float()).clamp_min(1)
@@ -99,6 +107,11 @@ class Data2Vec(Method[PatchBackbone]):
         """The hidden patches, in blocks."""
         count = torch.full(key.shape, float(self.most), device=key.device)
         return block_masks(key, count, grid, "blocks")
+
+    def groups(self) -> Iterable[Group]:
+        known = [(n, p) for n, p in self.named_parameters() if p.requires_grad]
+        yield Group([(n, p) for n, p in known if not n.endswith("cls_token")])
+        yield Group([(n, p) for n, p in known if n.endswith("cls_token")], decay_scale=0.0)
 
     def after_update(self, clock: Clock) -> None:
         self.teacher.update(self.encoder, self.cfg.momentum)

@@ -22,13 +22,14 @@ from torch import Tensor
 from ..core import Backbone, Clock, Method, Step, View, Views
 from ..nn.dist import mean
 from ..nn.functional import cosine_ramp, cross_views, encode, epoch_ramp
-from ..nn.parts import Ema, PrototypeHead, without_drop_path
+from ..nn.parts import Ema, PrototypeHead, recenter, without_drop_path
 from ..recipe import CIFAR_MEAN, CIFAR_STD, BackboneConfig, Normalize, Optim, Recipe, Schedule
 
 COLOR = (0.4, 0.4, 0.2, 0.1)
 
 
 class DINO(Method[Backbone]):
+    additive = True
     remedy = "keep method.center_momentum near .9, lower method.teacher_temperature or optim.lr"
 
     center: Tensor  # [K]
@@ -71,6 +72,7 @@ class DINO(Method[Backbone]):
         without_drop_path(self.teacher)
         self.teacher_head = Ema(self.head)
         self.register_buffer("center", torch.zeros(cfg.prototypes))
+        self.fresh: list[Tensor] = []  # mean targets of this step: the center waits for the update
 
     def kept(self) -> Backbone:
         return self.teacher.module
@@ -85,7 +87,7 @@ class DINO(Method[Backbone]):
         s = (guess / self.cfg.student_temperature).log_softmax(-1).unflatten(0, (len(crops), -1))
         loss = cross_views(p, s)
 
-        self.center.lerp_(mean(target.mean((0, 1))), 1 - self.cfg.center_momentum)
+        self.fresh.append(mean(target.mean((0, 1))))
         entropy = torch.special.entr(p).sum(-1).mean()
         logs = {"teacher_entropy": entropy, "teacher_gap": loss.detach() - entropy}  # gap: mean KL
         return Step(loss, logs, seen[: len(batch.index)], p[0])
@@ -94,7 +96,12 @@ class DINO(Method[Backbone]):
         if clock.epoch < self.cfg.freeze_last_layer:
             self.head.prototypes.grad = self.head.gain.grad = None  # also stops its weight decay
 
+    def recenter(self) -> None:
+        """Move the center by this step's targets: after its forward passes, which subtract it."""
+        recenter(self.center, self.fresh, self.cfg.center_momentum)
+
     def after_update(self, clock: Clock) -> None:
+        self.recenter()
         momentum = cosine_ramp(self.cfg.momentum, 1.0, clock.progress)
         self.teacher.update(self.encoder, momentum)
         self.teacher_head.update(self.head, momentum)

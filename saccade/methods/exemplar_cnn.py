@@ -63,6 +63,7 @@ class Ranges:
 
 
 class ExemplarCNN(Method[Backbone]):
+    additive = True
     start: Tensor  # [] what seeds and transformations of this run are keyed by
 
     @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from ..core import Clock, Method, PatchBackbone, Step, View, Views
 from ..nn.dist import mean
 from ..nn.functional import cosine_ramp, cross_views, encode, epoch_ramp, masked_cross_entropy
 from ..nn.masking import block_masks, hide
-from ..nn.parts import Ema, PrototypeHead, without_drop_path
+from ..nn.parts import Ema, PrototypeHead, recenter, without_drop_path
 from ..nn.random import uniform
 from ..recipe import CIFAR_MEAN, CIFAR_STD, BackboneConfig, Normalize, Optim, Recipe, Schedule
 
@@ -37,6 +37,7 @@ STUDENT_TEMPERATURE, FIRST_TEACHER_TEMPERATURE, CENTER_MOMENTUM = 0.1, 0.04, 0.9
 
 
 class IBOT(Method[PatchBackbone]):
+    additive = True
     remedy = "lower method.teacher_temperature or optim.lr"
 
     center: Tensor  # [K] of CLS tokens
@@ -82,7 +83,9 @@ class IBOT(Method[PatchBackbone]):
         self.teacher_head = Ema(self.head)
         self.teacher_patch_head = None if self.patch_head is None else Ema(self.patch_head)
         self.register_buffer("center", torch.zeros(cfg.prototypes))
+        self.fresh: list[Tensor] = []  # mean targets of this step: the center waits for the update
         self.register_buffer("patch_center", torch.zeros(cfg.prototypes))
+        self.fresh_patches: list[Tensor] = []
 
     def kept(self) -> PatchBackbone:
         return self.teacher.module
@@ -117,8 +120,8 @@ class IBOT(Method[PatchBackbone]):
             p_i, (guess.float() / STUDENT_TEMPERATURE).log_softmax(-1), mask
         )
 
-        self.center.lerp_(mean(target.mean((0, 1))), 1 - CENTER_MOMENTUM)
-        self.patch_center.lerp_(mean(tokens.mean(0)), 1 - CENTER_MOMENTUM)
+        self.fresh.append(mean(target.mean((0, 1))))
+        self.fresh_patches.append(mean(tokens.mean(0)))
         entropy = torch.special.entr(p).sum(-1).mean()
         logs = {
             "teacher_entropy": entropy,
@@ -149,7 +152,13 @@ class IBOT(Method[PatchBackbone]):
                 if last is not None:
                     last.prototypes.grad = last.gain.grad = None  # also stops its weight decay
 
+    def recenter(self) -> None:
+        """Move the centers by this step's targets: after its forward passes, which use them."""
+        recenter(self.center, self.fresh, CENTER_MOMENTUM)
+        recenter(self.patch_center, self.fresh_patches, CENTER_MOMENTUM)
+
     def after_update(self, clock: Clock) -> None:
+        self.recenter()
         momentum = cosine_ramp(self.cfg.momentum, 1.0, clock.progress)
         self.teacher.update(self.encoder, momentum)
         self.teacher_head.update(self.head, momentum)

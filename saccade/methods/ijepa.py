@@ -40,7 +40,7 @@ from ..core import Clock, Method, PatchBackbone, Step, View, Views
 from ..nn.dist import gather_frozen, lowest
 from ..nn.functional import take
 from ..nn.parts import Ema, without_drop_path
-from ..nn.positions import sincos_2d
+from ..nn.positions import check_width, sincos_2d
 from ..nn.random import uniform
 from ..recipe import CIFAR_MEAN, CIFAR_STD, BackboneConfig, Normalize, Optim, Recipe, Schedule
 
@@ -109,8 +109,14 @@ class IJEPA(Method[PatchBackbone]):
                 "setting backbone: IJEPA trains patches alone and would leave a CLS token behind; "
                 "choose a ViT without, such as vit_huge_patch14_gap_224"
             )
+        check_width("predictor", cfg.predictor_dim, cfg.predictor_heads)
         self.cfg = cfg
         self.grid = encoder.grid
+        if cfg.targets < 1 or not math.prod(self.target_size(0.0, 0.0)):
+            raise ValueError(
+                f"setting method.targets: {cfg.targets} blocks of method.target_scale="
+                f"{cfg.target_scale} of {math.prod(self.grid)} patches hold none; give more"
+            )
         least = math.prod(self.context_size(0.0))
         if cfg.min_keep >= least:
             raise ValueError(

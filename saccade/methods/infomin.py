@@ -41,6 +41,8 @@ PLAIN = View(size=255, crop=(0.6, 1.0), jitter=0.0, grayscale=0.0, blur=0.0)  # 
 
 
 class InfoMin(Method[Backbone]):
+    additive = True
+
     @dataclass(frozen=True, kw_only=True)
     class Config:
         hidden: int = 2048
@@ -81,14 +83,15 @@ class InfoMin(Method[Backbone]):
                     "whole": nn.Linear(SIDE**2 * cfg.dim, cfg.dim),
                 }
             )
-        self.fresh: Tensor | None = None  # keys of this step: they join the queue after its update
+        self.fresh: list[Tensor] = []  # keys of this step: they join the queue after its update
 
     def forward(self, batch: Views, clock: Clock) -> Step:
         cfg = self.cfg
         h = self.encoder(batch.images[0])
         q = F.normalize(self.projector(h).float(), dim=-1)  # [B, D]
         keys = self.keys(batch)  # [N, D]
-        self.fresh, k = keys, keys[mine(len(q))]
+        self.fresh.append(keys)
+        k = keys[mine(len(q))]
         plain, hits = self.contrast(q, k)
         loss, logs = (1 - cfg.jigsaw) * plain, {"accuracy": hits}
         if self.jigsaw is not None:
@@ -129,9 +132,9 @@ class InfoMin(Method[Backbone]):
 
     def enqueue(self) -> None:
         """Move this step's keys into the queue: after its backward pass, which reads the queue."""
-        if self.fresh is not None:
-            self.queue.push(self.fresh)
-            self.fresh = None
+        if self.fresh:
+            self.queue.push(torch.cat(self.fresh))
+            self.fresh.clear()
 
     def after_update(self, clock: Clock) -> None:
         self.enqueue()

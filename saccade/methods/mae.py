@@ -5,6 +5,8 @@ He et al. 2022, arXiv:2111.06377. With x_i the p*p*c pixels of patch i and M the
 `norm_pix_loss` rebuilds (x_i - mean) / sqrt(var + 1e-6) instead, over all values of the patch, with
 the unbiased variance; VideoMAE norms each channel of it. Pixels stand as row, column, channel.
 Positions of encoder and decoder are fixed sines and cosines, column first as in the official code.
+For pictures of another size tables are resized antialiased, by timm; officially by plain cubics.
+Until a file is read, transformers' ViTMAE has zeros for positions and tokens; its eps is 1e-12.
 Only hidden patches are decoded to pixels: the loss reads no others. The encoder is fine-tuned or
 probed afterwards; nearest neighbors stay poor by design.
 """
@@ -30,7 +32,7 @@ from ..nn.patches import (
     patchify,
     unpatchify,
 )
-from ..nn.positions import sincos_2d
+from ..nn.positions import check_width, sincos_2d
 from ..recipe import CIFAR_MEAN, CIFAR_STD, BackboneConfig, Normalize, Optim, Recipe, Schedule
 
 
@@ -61,6 +63,8 @@ class Decoder(nn.Module):
 
 
 class MAE(Method[PatchBackbone]):
+    additive = True
+
     @dataclass(frozen=True, kw_only=True)
     class Config:
         mask_ratio: float = 0.75
@@ -82,6 +86,7 @@ class MAE(Method[PatchBackbone]):
                 f"setting method.views.0.size: {size} pixels, but the positions of the backbone are"
                 f" fixed for backbone.image_size={encoder.image_size}; set both alike"
             )
+        check_width("decoder", cfg.decoder_dim, cfg.decoder_heads)
         self.cfg = cfg
         self.kept_patches = kept_patches(math.prod(encoder.grid), cfg.mask_ratio)
         self.encoder = encoder

@@ -37,6 +37,7 @@ from ..recipe import CIFAR_MEAN, CIFAR_STD, BackboneConfig, Normalize, Optim, Re
 
 
 class MemoryBank(Method[Backbone]):
+    additive = True
     log_z: Tensor  # [] logarithm of Z; not finite until the first batch
 
     @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class MemoryBank(Method[Backbone]):
         self.projector = mlp(encoder.dim, cfg.dim)
         self.bank = Bank(cfg.images, cfg.dim)
         self.register_buffer("log_z", torch.tensor(-torch.inf))
-        self.fresh: tuple[Tensor, Tensor] | None = None  # index and v: they wait for the update
+        self.fresh: list[tuple[Tensor, Tensor]] = []  # index and v: they wait for the update
 
     def forward(self, batch: Views, clock: Clock) -> Step:
         h = self.encoder(batch.images[0])
@@ -80,7 +81,7 @@ class MemoryBank(Method[Backbone]):
             )
         if self.cfg.proximal:
             loss = loss + self.cfg.proximal * (v - own).square().sum(1).mean()
-        self.fresh = batch.index, v.detach()
+        self.fresh.append((batch.index, v.detach()))
         return Step(loss, {"positive": (v.detach() * own).sum(1).mean()}, h.detach())
 
     def estimate(
@@ -100,9 +101,10 @@ class MemoryBank(Method[Backbone]):
         return (F.softplus(-odds[:, 0]) + F.softplus(odds[:, 1:]).sum(1)).mean()
 
     def after_update(self, clock: Clock) -> None:
-        if self.fresh is not None:
-            self.bank.update(*self.fresh, self.cfg.momentum)
-            self.fresh = None
+        if self.fresh:
+            index, v = (torch.cat(x) for x in zip(*self.fresh, strict=True))
+            self.bank.update(index, v, self.cfg.momentum)
+            self.fresh.clear()
 
 
 RECIPES = {

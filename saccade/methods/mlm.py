@@ -15,7 +15,7 @@ MST's article does not name its target, so none is its own; `pixels` is our defa
 are ratio .5, swapped and unchanged .1, codes of color; where its other patch comes from is not
 known to us, ours comes from the same picture. `masking=blocks` is BEiT's sampler, of `mask_ratio`
 at most: with `codes` of its tokenizer it is BEiT's task, as `l1` is SimMIM's with cells of one
-patch and a count instead of a chance.
+patch and a count instead of a chance. Codes of a palette found by k-means, as iGPT's, are left out.
 """
 
 from __future__ import annotations
@@ -71,10 +71,15 @@ class MLM(Method[PatchBackbone]):
                 f"setting method.swapped: {cfg.swapped} and method.unchanged={cfg.unchanged} leave "
                 "no patch to mask; choose shares such as .1 and .1"
             )
+        coded = cfg.target == "codes"
+        if not coded and cfg.tokenizer != MLM.Config.tokenizer:
+            raise ValueError(
+                f"setting method.tokenizer: {cfg.tokenizer} is not read for method.target="
+                f"{cfg.target}; set method.target=codes, or leave it out"
+            )
         self.cfg = cfg
         self.encoder = encoder
         self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(encoder.dim), std=0.02))
-        coded = cfg.target == "codes"
         self.tokenizer = tokenizers.load(cfg.tokenizer, encoder.channels) if coded else None
         pixels = encoder.patch**2 * encoder.channels
         self.head = nn.Linear(encoder.dim, self.tokenizer.codes if self.tokenizer else pixels)

@@ -38,6 +38,8 @@ COLOR = (0.4, 0.4, 0.2, 0.1)
 
 
 class MoBY(Method[Backbone]):
+    additive = True
+
     @dataclass(frozen=True, kw_only=True)
     class Config:
         hidden: int = 4096
@@ -63,7 +65,7 @@ class MoBY(Method[Backbone]):
         self.teacher_projector = Ema(self.projector)
         self.queue_a = Queue(cfg.queue_size, cfg.dim)
         self.queue_b = Queue(cfg.queue_size, cfg.dim)
-        self.fresh: tuple[Tensor, Tensor] | None = None  # keys that join after the update
+        self.fresh: list[tuple[Tensor, Tensor]] = []  # keys that join after the update
 
     def forward(self, batch: Views, clock: Clock) -> Step:
         a, b = batch.images
@@ -72,7 +74,7 @@ class MoBY(Method[Backbone]):
         k_a, k_b = self.key(a), self.key(b)
         one, hits = self.contrast(q_a, k_b, self.queue_b)
         two, _ = self.contrast(q_b, k_a, self.queue_a)
-        self.fresh = gather_frozen(k_a), gather_frozen(k_b)
+        self.fresh.append((gather_frozen(k_a), gather_frozen(k_b)))
         return Step(one + two, {"accuracy": hits}, h_a.detach(), k_a)
 
     def predict(self, h: Float[Tensor, "b h"]) -> Float[Tensor, "b d"]:
@@ -93,10 +95,11 @@ class MoBY(Method[Backbone]):
 
     def enqueue(self) -> None:
         """Move this step's keys into the queues: after its backward pass, which reads them."""
-        if self.fresh is not None:
-            self.queue_a.push(self.fresh[0])
-            self.queue_b.push(self.fresh[1])
-            self.fresh = None
+        if self.fresh:
+            k_a, k_b = zip(*self.fresh, strict=True)
+            self.queue_a.push(torch.cat(k_a))
+            self.queue_b.push(torch.cat(k_b))
+            self.fresh.clear()
 
     def after_update(self, clock: Clock) -> None:
         self.enqueue()

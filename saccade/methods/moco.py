@@ -34,6 +34,8 @@ from ..recipe import CIFAR_MEAN, CIFAR_STD, BackboneConfig, Normalize, Optim, Re
 
 
 class MoCo(Method[Backbone]):
+    additive = True
+
     @dataclass(frozen=True, kw_only=True)
     class Config:
         hidden: int = 2048  # 0: one linear layer (v1)
@@ -62,7 +64,7 @@ class MoCo(Method[Backbone]):
         self.key_encoder = Ema(self.encoder)
         self.key_projector = Ema(self.projector)
         self.queue = Queue(cfg.queue_size, cfg.dim)
-        self.fresh: Tensor | None = None  # keys of this step: they join the queue after its update
+        self.fresh: list[Tensor] = []  # keys of this step: they join the queue after its update
 
     def forward(self, batch: Views, clock: Clock) -> Step:
         a, b = batch.images
@@ -74,7 +76,7 @@ class MoCo(Method[Backbone]):
         if self.cfg.symmetric:
             other, more = self.contrast(b, a, order)
             loss, keys = loss + other.loss, torch.cat([more, keys])
-        self.fresh = keys
+        self.fresh.append(keys)
         return Step(loss, step.logs, step.features)
 
     def contrast(
@@ -105,9 +107,9 @@ class MoCo(Method[Backbone]):
 
     def enqueue(self) -> None:
         """Move this step's keys into the queue: after its backward pass, which reads the queue."""
-        if self.fresh is not None:
-            self.queue.push(self.fresh)
-            self.fresh = None
+        if self.fresh:
+            self.queue.push(torch.cat(self.fresh))
+            self.fresh.clear()
 
     def after_update(self, clock: Clock) -> None:
         self.enqueue()

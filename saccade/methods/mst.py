@@ -32,7 +32,7 @@ from ..core import Backbone, Clock, Method, PatchBackbone, StagedBackbone, Step,
 from ..nn.dist import mean
 from ..nn.functional import cosine_ramp, cross_views, encode, epoch_ramp
 from ..nn.masking import hide
-from ..nn.parts import Ema, PrototypeHead, without_drop_path
+from ..nn.parts import Ema, PrototypeHead, recenter, without_drop_path
 from ..nn.patches import enlarged
 from ..nn.random import uniform
 from ..recipe import CIFAR_MEAN, CIFAR_STD, BackboneConfig, Normalize, Optim, Recipe, Schedule
@@ -72,6 +72,7 @@ class Decoder(nn.Module):
 
 
 class MST(Method[Backbone]):
+    additive = True
     remedy = "lower method.teacher_temperature or optim.lr"
 
     center: Tensor  # [K]
@@ -121,6 +122,7 @@ class MST(Method[Backbone]):
         self.decoder = Decoder(encoder, cfg.decoder_dim)
         self.mask_token = nn.Parameter(torch.empty(width).normal_(std=0.02))
         self.register_buffer("center", torch.zeros(cfg.prototypes))
+        self.fresh: list[Tensor] = []  # mean targets of this step: the center waits for the update
 
     def kept(self) -> Backbone:
         return self.teacher.module
@@ -142,7 +144,7 @@ class MST(Method[Backbone]):
         match = cross_views(p, guess.log_softmax(-1).unflatten(0, (len(crops), b)))
         restore = (restored.float() - whole.float()).abs().mean()
 
-        self.center.lerp_(mean(target.mean((0, 1))), 1 - CENTER_MOMENTUM)
+        self.fresh.append(mean(target.mean((0, 1))))
         entropy = torch.special.entr(p).sum(-1).mean()
         logs = {
             "teacher_entropy": entropy,
@@ -196,7 +198,12 @@ class MST(Method[Backbone]):
         if clock.epoch < self.cfg.freeze_last_layer:
             self.head.prototypes.grad = self.head.gain.grad = None  # also stops its weight decay
 
+    def recenter(self) -> None:
+        """Move the center by this step's targets: after its forward passes, which subtract it."""
+        recenter(self.center, self.fresh, CENTER_MOMENTUM)
+
     def after_update(self, clock: Clock) -> None:
+        self.recenter()
         momentum = cosine_ramp(self.cfg.momentum, 1.0, clock.progress)
         self.teacher.update(self.encoder, momentum)
         self.teacher_head.update(self.head, momentum)

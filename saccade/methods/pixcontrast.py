@@ -29,6 +29,8 @@ COLOR = (0.4, 0.4, 0.2, 0.1)
 
 
 class PixContrast(Method[Backbone]):
+    additive = True
+
     @dataclass(frozen=True, kw_only=True)
     class Config:
         hidden: int = 4096

@@ -86,6 +86,7 @@ class PixPro(Method[Backbone]):
         super().__init__()
         check(cfg.views)
         self.cfg = cfg
+        self.additive = cfg.instance != "simclr"
         self.encoder = encoder
         self.neck = neck(cfg, encoder)
         width = cfg.pyramid or encoder.dim

@@ -33,6 +33,8 @@ SPARED = ("mask_token", "cls_token", "pos_embed")  # endings of names that do no
 
 
 class SimMIM(Method[Backbone]):
+    additive = True
+
     @dataclass(frozen=True, kw_only=True)
     class Config:
         mask_ratio: float = 0.6  # of the cells, rounded up

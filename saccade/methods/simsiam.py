@@ -23,6 +23,7 @@ from ..recipe import CIFAR_MEAN, CIFAR_STD, BackboneConfig, Normalize, Optim, Re
 
 
 class SimSiam(Method[Backbone]):
+    additive = True
     remedy = "lower optim.lr, or choose byol: its slow teacher is steadier"
 
     @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 mixup: Zhang et al. 2018, arXiv:1710.09412. CutMix: Yun et al. 2019, arXiv:1905.04899. Random
 erasing: Zhong et al. 2020, arXiv:1708.04896. As DeiT and MAE train: one draw for a batch, partners
-in reversed order. Draws come from the global seed.
+in reversed order. Draws come from the global seed. A rectangle to erase that does not fit is cut to
+the picture, where timm draws another.
 """
 
 from __future__ import annotations

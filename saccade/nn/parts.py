@@ -111,6 +111,14 @@ def without_drop_path(module: nn.Module) -> nn.Module:
 M = TypeVar("M", bound=nn.Module)
 
 
+@torch.no_grad()
+def recenter(center: Float[Tensor, "k"], fresh: list[Float[Tensor, "k"]], momentum: float) -> None:
+    """Move a running mean towards the mean of what a step has seen, and forget that."""
+    if fresh:
+        center.lerp_(torch.stack(fresh).mean(0), 1 - momentum)
+        fresh.clear()
+
+
 class Ema(nn.Module, Generic[M]):
     """A frozen copy of a module that follows it: teacher <- m teacher + (1 - m) source.
 

@@ -2,10 +2,10 @@
 
 from . import Arm, Study
 
-NETWORK, DEPTH = "igpt_pico_16", 6
+NETWORK, DEPTH = "igpt_pico_16", 6  # its _bert form sees all pixels, and is asked for hidden ones
 
 
-def _arms(masked: float, name: str, published: dict[str, float | None]) -> tuple[Arm, ...]:
+def _arms(network: str, name: str, published: dict[str, float | None]) -> tuple[Arm, ...]:
     """The layer that held-out pictures choose, and the last one, of one network."""
     metrics = {"best layer": "top1", "last layer": f"top1@{DEPTH}"}
     return tuple(
@@ -13,9 +13,8 @@ def _arms(masked: float, name: str, published: dict[str, float | None]) -> tuple
             name=f"{name}, {layer}",
             method="igpt",
             published=published[layer],
-            backbone=NETWORK,
+            backbone=network,
             batch_size=32,
-            sets=(f"method.mask_ratio={masked}",),
             metric=metric,
             shared=f"{name}, best layer" if layer == "last layer" else "",
         )
@@ -28,8 +27,8 @@ STUDY = Study(
     source="Chen et al. 2020, iGPT-L at 32 pixels on CIFAR-10; BERT's figures are bounds",
     figure="CIFAR-10 linear accuracy",
     arms=(
-        *_arms(0.0, "autoregressive", {"best layer": 0.963, "last layer": 0.939}),
-        *_arms(0.15, "BERT", {"best layer": 0.953, "last layer": None}),
+        *_arms(NETWORK, "autoregressive", {"best layer": 0.963, "last layer": 0.939}),
+        *_arms(f"{NETWORK}_bert", "BERT", {"best layer": 0.953, "last layer": None}),
     ),
     order=(
         ("autoregressive, best layer", "autoregressive, last layer"),

@@ -21,7 +21,7 @@ STUDY = Study(
     source="arXiv:2011.10043, Cityscapes (scratch and MoCo v2 from memory); here CamVid",
     figure="Cityscapes mIoU of ResNet-50",
     arms=(
-        _arm("PixPro", "pixpro", 0.772),
+        _arm("PixPro", "pixpro", 0.772, f"method.views.1.size={CROP}"),
         _arm("MoCo v2", "moco", 0.762, "method.queue_size=1024"),
         Arm(name="scratch", system="segment", published=0.653, batch_size=16),
     ),

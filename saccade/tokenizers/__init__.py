@@ -4,7 +4,8 @@
 - `color`: the mean color of a patch in 8 steps of red, green and blue;
 - the folder of a run of `saccade pretrain --method tokenizer`;
 - the encoder of DALL-E's discrete VAE as released or as a plain state dict (its decoder beside it
-  makes pictures).
+  makes pictures);
+- a VQGAN, plain or Gumbel: a checkpoint as released or a plain state dict.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ if TYPE_CHECKING:
 NAMES = ("color",)  # those that need no file
 REMEDY = (
     "give color, the folder of a run of `saccade pretrain --method tokenizer`, or the file of"
-    " DALL-E's encoder"
+    " DALL-E's encoder or of a VQGAN"
 )
 
 
 def load(name: str, channels: int) -> PixelTokenizer:
-    """The tokenizer of that name or path, for pictures of so many channels."""
+    """The tokenizer of that name or path, for pictures of so many channels, with no gradients.
+
+    What a file holds is told from the names inside. ValueError where there is nothing, where the
+    file or folder is damaged or of another kind, or where the channels are others.
+    """
     if not name:
         raise ValueError(f"setting method.tokenizer is missing; {REMEDY}")
     found = _open(name).requires_grad_(False)
@@ -46,7 +51,23 @@ def _open(name: str) -> PixelTokenizer:
 
         return Learned(path)
     if path.is_file():
+        return _released(path)
+    raise ValueError(f"setting method.tokenizer: {name!r} is not there; {REMEDY}")
+
+
+def _released(path: Path) -> PixelTokenizer:
+    from .files import read
+
+    state = read(path)
+    first = {name.partition(".")[0] for name in state}
+    if "blocks" in first:
         from .dalle import DallE
 
-        return DallE(path)
-    raise ValueError(f"setting method.tokenizer: {name!r} is not there; {REMEDY}")
+        return DallE(path, state)
+    if first & {"encoder", "quantize"}:
+        from .vqgan import VQGAN
+
+        return VQGAN(path, state)
+    raise ValueError(
+        f"setting method.tokenizer: {path} holds neither DALL-E's encoder nor a VQGAN; {REMEDY}"
+    )

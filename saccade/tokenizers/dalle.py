@@ -12,19 +12,15 @@ are taken out and none of their code is run.
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..core import PixelTokenizer
+from .files import read
 from .sizes import resized
 
 GAIN = 1 / 64  # of a residual branch: 1 / layers^2
@@ -83,12 +79,19 @@ class Half(nn.Module):
 
 
 class DallE(PixelTokenizer):
-    def __init__(self, path: Path) -> None:
+    """The tokenizer of a released encoder, all of whose weights `state` holds.
+
+    Codes are in [0, codes) and pictures in [0, 1]; pictures that come in are clipped to that and
+    made 8 times as large as the grid. `decodes` says whether the decoder's file lies beside.
+    ValueError, naming the first weight that is missing or in excess.
+    """
+
+    def __init__(self, path: Path, state: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.encoder = _half(path, up=False)
+        self.encoder = _half(path, state, up=False)
         beside = path.with_name(path.name.replace("encoder", "decoder"))
         self.decodes = beside != path and beside.is_file()
-        self.decoder = _half(beside, up=True) if self.decodes else None
+        self.decoder = _half(beside, read(beside), up=True) if self.decodes else None
         self.codes = len(self.encoder.get_parameter("blocks.output.conv.w"))
         self.channels = self.encoder.get_parameter("blocks.input.w").shape[1]
 
@@ -105,8 +108,8 @@ class DallE(PixelTokenizer):
         return resized(((y - EDGE) / (1 - 2 * EDGE)).clamp(0, 1), size)
 
 
-def _half(path: Path, *, up: bool) -> Half:
-    state, kind = _state(path), "decoder" if up else "encoder"
+def _half(path: Path, state: Mapping[str, Tensor], *, up: bool) -> Half:
+    kind = "decoder" if up else "encoder"
     try:
         half = Half(state, up=up)
     except KeyError as missing:
@@ -129,39 +132,3 @@ def _conv(state: Mapping[str, Tensor], name: str) -> Conv:
 def _under(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """The part of a state below a name."""
     return {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
-
-
-class Inert:
-    """Stands for every class of a released file: it keeps what the file says of an object."""
-
-
-RELEASED = (
-    *("dall_e.encoder.Encoder", "dall_e.encoder.EncoderBlock", "dall_e.utils.Conv2d"),
-    *("dall_e.decoder.Decoder", "dall_e.decoder.DecoderBlock"),
-    *("torch.nn.modules.container.Sequential", "torch.nn.modules.linear.Identity"),
-    *("torch.nn.modules.activation.ReLU", "torch.nn.modules.pooling.MaxPool2d"),
-    "torch.nn.modules.upsampling.Upsample",
-)
-
-
-def _state(path: Path) -> Mapping[str, Tensor]:
-    """The weights in a file: safetensors, a state dict, or a released module."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals([(Inert, name) for name in RELEASED]):
-            held: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(
-            f"setting method.tokenizer: {path} cannot be read without running its code "
-            f"({type(error).__name__}); give DALL-E's encoder.pkl or its state dict"
-        ) from None
-    return dict(_tensors(held, "")) if isinstance(held, Inert) else held
-
-
-def _tensors(node: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter in a tree of modules under its name in a state dict."""
-    for name, value in vars(node)["_parameters"].items():
-        yield prefix + name, value.detach()
-    for name, child in vars(node)["_modules"].items():
-        yield from _tensors(child, f"{prefix}{name}.")

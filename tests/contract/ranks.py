@@ -5,10 +5,10 @@ import sys
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from toys import SIZES, build, noise
+from toys import SIZES, build, noise, share
 
 from saccade import methods
-from saccade.core import Clock, Views
+from saccade.core import Clock
 from saccade.engine.fit import BUFFERS_STAY
 from saccade.nn.dist import mean
 from saccade.nn.norm import synchronize
@@ -24,13 +24,6 @@ VARIANTS["swav"] = ("swav", {"temperature": 0.5, "epsilon": 0.1})
 VARIANTS["moby"] = ("moby", {"temperature": 1.0})
 VARIANTS["pixpro instance"] = ("pixpro", {"instance": "simclr", "instance_weight": 0.1})
 VARIANTS["moco symmetric"] = ("moco", {"symmetric": True})
-
-
-def share(batch, rank, world):
-    mine = slice(rank * B // world, (rank + 1) * B // world)
-    lists = {k: [x[mine] for x in getattr(batch, k)] for k in ("images", "boxes", "flips")}
-    others = {k: getattr(batch, k)[mine] for k in ("index", "key", "labels")}
-    return Views(**lists, **others)
 
 
 def run(name, settings, rank, world):

@@ -168,7 +168,13 @@ MADE = {
     "DINO": ("vit", dino, "teacher", ("student",), ("head.mlp.0.weight", "dino_loss/center")),
     "MAE": ("vit", mae, "model", (), ("mask_token", "decoder_blocks.0.norm1.weight")),
     "DINOv2": ("vit", dinov2, "teacher", (), ("mask_token", "dino_head.mlp.0.bias")),
-    "PixPro": ("resnet", pixpro, "encoder", ("encoder_k",), ("module.projector.linear1.weight",)),
+    "PixPro or PIC": (
+        "resnet",
+        pixpro,
+        "encoder",
+        ("encoder_k",),
+        ("module.projector.linear1.weight",),
+    ),
     "solo-learn": ("resnet", solo, "backbone", ("momentum_backbone",), ("classifier.weight",)),
     "solo-learn, older": ("resnet", old_solo, "encoder", (), ()),
     "SwAV": ("resnet", swav, "model", (), ("projection_head.0.weight", "prototypes.weight")),
@@ -207,7 +213,7 @@ def test_documented_keys_give_the_plain_features(layout, nets, x, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "layout", ["MoCo", "MoCo v3", "DINO", "PixPro", "solo-learn", "PyContrast"]
+    "layout", ["MoCo", "MoCo v3", "DINO", "PixPro or PIC", "solo-learn", "PyContrast"]
 )
 def test_the_other_part_can_be_chosen(layout, nets, tmp_path):
     kind, make, part, (other,), _ = MADE[layout]
@@ -442,6 +448,21 @@ def test_caes_blocks_without_biases_of_keys_give_the_features_of_their_own_code(
     assert not said.missing_keys
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(ours.forward_features(x), theirs.forward_features(x))
+
+
+@pytest.mark.parametrize(
+    ("other", "beside"),
+    [
+        ("alignment_encoder", "regresser.norm.weight"),
+        ("teacher", "pretext_neck.norm.weight"),  # of the first release
+    ],
+)
+def test_of_caes_files_the_encoder_is_taken_not_its_copy_of_the_step_before(other, beside):
+    net = VisionTransformer(32, 16, embed_dim=48, depth=1, num_heads=3).state_dict()
+    state = {f"{name}.{k}": v for name in (other, "encoder") for k, v in net.items()}
+    found = layouts.find({"model": state | {beside: torch.zeros(48)}})
+    assert [p.name for p in found.parts] == ["encoder", other]
+    assert set(found.parts[0].state) == set(net)
 
 
 def test_one_table_of_distances_for_all_blocks_is_beits_pretrained_form():

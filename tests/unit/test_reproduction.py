@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from saccade import backbones, cli, reproduction, studies, study_runs
+from saccade import backbones, cli, pretraining, reproduction, studies, study_runs
 from saccade import run as runs
 from saccade.attention import LocalRelation
 from saccade.backbones.presets import PRESETS
@@ -36,7 +36,9 @@ def test_every_arm_of_every_study_is_a_run(name):
         flags = {"backbone.name": arm.backbone, "batch_size": arm.batch_size}
         if arm.method:
             sets = [*study.common, *arm.sets]
-            runs.assemble(method=arm.method, flags=flags, sets=sets, **asked)
+            run = runs.assemble(method=arm.method, flags=flags, sets=sets, **asked)
+            with torch.device("meta"):  # its settings fit the method and each other
+                pretraining.build(pretraining.counted(run, 512))
         if arm.system:
             sets = [*study.system_common, *arm.system_sets]
             runs.assemble_train(system=arm.system, flags=flags, sets=sets, **asked)

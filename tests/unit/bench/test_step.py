@@ -1,4 +1,6 @@
 import json
+import sys
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
@@ -28,6 +30,21 @@ def test_contrastive_methods_stand_beside_bare_and_lightly_in_both_layouts(metho
     assert done["settings"]["method"] == method
     assert done["versions"]["lightly"]
     assert done["machine"]["threads"] == torch.get_num_threads()
+
+
+def test_without_lightly_the_bare_encoder_is_the_only_peer(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightly", None)
+    monkeypatch.setattr("saccade.bench.step.find_spec", lambda name: None)
+    monkeypatch.setattr("saccade.bench.version", missing)
+    done = step("simclr")
+    assert set(done["ratios"]) == {"saccade / bare"}
+    assert set(done["versions"]) == {"python", "saccade", "torch", "torchvision", "timm"}
+
+
+def missing(name):
+    if name == "lightly":
+        raise PackageNotFoundError(name)
+    return "1.0"
 
 
 def test_a_transformer_has_one_layout_and_mae_no_peer():

@@ -14,7 +14,7 @@ from saccade.recipe import BackboneConfig, Normalize
 @pytest.fixture(scope="module")
 def vit():
     torch.manual_seed(0)
-    return backbones.create(BackboneConfig(name="vit_nano_patch8_64", image_size=16))
+    return backbones.create(BackboneConfig(name="vit_pico_patch8_32", image_size=16))
 
 
 def data(model, toy, **more):
@@ -53,10 +53,10 @@ def test_drop_path_grows_with_depth_and_the_given_network_stays(vit):
 
 
 def test_drop_path_of_a_swin_follows_its_depth():
-    net = backbones.create(BackboneConfig(name="swin_tiny_patch4_window7_224", image_size=56))
+    net = backbones.create(BackboneConfig(name="swin_pico_patch4_window4_64", image_size=64))
     drop_paths(net, 0.2)
     found = [b.drop_path2.drop_prob for stage in net.net.layers for b in stage.blocks]
-    assert found == pytest.approx([0.2 * i / 11 for i in range(12)])
+    assert found == pytest.approx([0.2 * i / 4 for i in range(5)])
 
 
 def test_semi_supervised_rates_are_swavs():
@@ -146,13 +146,13 @@ def test_mean_patches_go_through_the_new_norm_alone(name):
 
 def test_tables_of_distances_do_not_decay():
     """As in SimMIM's and BEiT's fine-tuning; their layer is that of their block."""
-    net = backbones.create(BackboneConfig(name="swin_tiny_patch4_window7_224", image_size=32))
+    net = backbones.create(BackboneConfig(name="swin_pico_patch4_window4_64", image_size=64))
     model = build(PROTOCOLS["finetune-mae"], net, 3)
     found = {id(p): g for g in groups(PROTOCOLS["finetune-mae"], model) for p in g["params"]}
     tables = [p for n, p in model.named_parameters() if n.endswith("bias_table")]
-    assert len(tables) == 12
+    assert len(tables) == 5
     assert all(found[id(p)]["weight_decay"] == 0 for p in tables)
-    assert found[id(tables[0])]["lr_scale"] < found[id(tables[11])]["lr_scale"]
+    assert found[id(tables[0])]["lr_scale"] < found[id(tables[4])]["lr_scale"]
 
 
 def test_published_settings():

@@ -62,6 +62,12 @@ def test_patches_masked_are_at_most_the_number_and_follow_the_picture():
     assert torch.equal(mask[5:9], task.choose(batch.key[5:9]))
 
 
+def test_a_batch_without_masked_patches_costs_nothing():
+    task = build("beit")
+    task.choose = lambda key: torch.zeros(len(key), 16, dtype=torch.bool)
+    assert task(batch_for("beit"), CLOCK).loss.item() == 0
+
+
 def test_the_first_loss_is_nearly_that_of_guessing():
     task = build("beit")
     assert task(batch_for("beit"), CLOCK).loss.item() == pytest.approx(math.log(512), abs=0.1)
@@ -122,10 +128,12 @@ def test_start_is_the_official_one():
         ({"views": (View(count=2, size=32),)}, "BEiT sees 1 view of a picture, not 2"),
         ({"views": (View(size=48),)}, r"views\.0\.size: 48 pixels.*image_size=32"),
         ({"masked": 16}, "method.masked: 16 of 16 patches"),
+        ({"min_block": 7}, "method.min_block: 7 patches, but method.masked=6"),
         ({"tokenizer": ""}, "method.tokenizer is missing; give color"),
     ],
 )
 def test_wrong_settings_are_named(settings, message):
-    cfg = {"tokenizer": "color", "masked": 6, "views": (View(size=32),), **settings}
+    small = {"tokenizer": "color", "masked": 6, "min_block": 2, "views": (View(size=32),)}
+    cfg = small | settings
     with pytest.raises(ValueError, match=message):
         BEiT(BEiT.Config(**cfg), PatchNet())

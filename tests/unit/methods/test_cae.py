@@ -182,6 +182,7 @@ def test_every_picture_has_the_same_number_of_hidden_patches(shape):
 
 def test_equal_scores_cost_the_log_of_the_number_of_codes_and_equal_features_nothing():
     task, batch = build("cae"), batch_for("cae")
+    assert task(batch, CLOCK).logs["code_loss"].item() == pytest.approx(math.log(512), abs=0.2)
     torch.nn.init.zeros_(task.decoder[-1].weight)
     step = task(batch, CLOCK)
     assert step.logs["code_loss"].item() == pytest.approx(math.log(512), rel=1e-6)
@@ -252,9 +253,12 @@ def test_pictures_show_the_guesses_at_hidden_patches_only():
         ({"views": (View(count=2, size=32),)}, "CAE sees 1 view of a picture, not 2"),
         ({"views": (View(size=48),)}, r"views\.0\.size: 48 pixels.*image_size=32"),
         ({"masked": 0}, "method.masked: 0 of 16 patches"),
+        ({"min_block": 0}, "method.min_block: 0 patches, but method.masked=6"),
+        ({"decoder_heads": 3}, "method.decoder_heads: 3 heads do not share 8 channels"),
     ],
 )
 def test_wrong_settings_are_named(settings, message):
-    sizes = {"decoder_dim": 8, "decoder_heads": 2, "masked": 6, "views": (View(size=32),)}
+    sizes = {"decoder_dim": 8, "decoder_heads": 2, "masked": 6, "min_block": 2}
+    sizes["views"] = (View(size=32),)
     with pytest.raises(ValueError, match=message):
         CAE(CAE.Config(tokenizer="color", **(sizes | settings)), PatchNet())

@@ -1,12 +1,14 @@
 import math
 
 import pytest
+import timm
 import torch
 from torch import nn
 from toys import CLOCK, batch_for, build, noise
 
 from saccade import backbones
-from saccade.core import Clock
+from saccade.core import Clock, View
+from saccade.methods.data2vec import SCALES, Data2Vec
 from saccade.recipe import BackboneConfig
 
 
@@ -21,7 +23,7 @@ def test_loss_is_the_mean_over_hidden_patches_written_as_loops():
     layers = task.teacher.module.layers(x, 2)
     y = layer_norm(sum(layer_norm(h) for h in layers) / 2)[:, 1:]
     tokens = net.embed(x).flatten(2).mT
-    tokens = torch.where(mask[..., None], task.mask_token, tokens) + net.table
+    tokens = torch.where(mask[..., None], task.mask_token[0, 0], tokens) + net.table
     z = task.head(net.encode(tokens)[:, 1:])
     total = []
     for b, n in mask.nonzero().tolist():
@@ -91,6 +93,37 @@ def test_teacher_has_no_gradient_and_follows_with_a_constant_momentum():
     task.after_update(Clock(9, 10, 5))
     for (t, _), old in zip(pairs, before, strict=True):
         torch.testing.assert_close(t, old + 0.25)
+
+
+def test_a_momentum_of_one_freezes_the_teacher_to_the_bit():
+    task = build("data2vec", momentum=1.0)
+    before = [t.clone() for t in task.teacher.parameters()]
+    with torch.no_grad():
+        for p in task.encoder.parameters():
+            p.add_(1.0)
+    task.after_update(CLOCK)
+    assert all(torch.equal(a, b) for a, b in zip(before, task.teacher.parameters(), strict=True))
+
+
+def test_loss_reads_no_prediction_at_visible_patches():
+    task, batch, held = build("data2vec"), batch_for("data2vec"), []
+    task.head.register_forward_hook(lambda module, given, z: held.append(z))
+    (gradient,) = torch.autograd.grad(task(batch, CLOCK).loss, held)
+    assert (gradient.abs().sum(-1) > 0).equal(task.choose(batch.key, (4, 4)))
+
+
+def test_layer_scale_starts_as_published_and_the_mask_token_decays_where_cls_does_not():
+    cfg = BackboneConfig(name="beit_atto_shared_patch4_32", image_size=32)
+    plain = Data2Vec(Data2Vec.Config(last_layers=2, views=(View(size=32),)), backbones.create(cfg))
+    for net in (plain.encoder.net, plain.teacher.module.net):
+        assert all(b.gamma_1.eq(1e-4).all() and b.gamma_2.eq(1e-4).all() for b in net.blocks)
+    rest, cls = plain.groups()
+    assert [n for n, _ in cls.params] == ["encoder.net.cls_token"]
+    assert cls.decay_scale == 0
+    assert any(n == "mask_token" and p.ndim == 3 for n, p in rest.params)  # 1-D ones do not decay
+    layered = timm.create_model("vit_tiny_patch16_224", depth=1, init_values=0.1)
+    scaled = [n for n, _ in layered.named_parameters() if n.endswith(SCALES)]
+    assert scaled == ["blocks.0.ls1.gamma", "blocks.0.ls2.gamma"]
 
 
 @pytest.mark.parametrize(

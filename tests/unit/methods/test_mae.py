@@ -154,3 +154,15 @@ def test_views_of_another_size_than_the_positions_are_refused():
 def test_another_number_of_views_is_refused():
     with pytest.raises(ValueError, match="MAE sees 1 view of a picture, not 2"):
         MAE(MAE.Config(views=(View(count=2, size=32),)), PatchNet())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"decoder_dim": 30}, r"method\.decoder_dim: 30 channels.*such as 28"),
+        ({"decoder_dim": 24, "decoder_heads": 9}, r"method\.decoder_heads: 9 heads.*such as 8"),
+    ],
+)
+def test_decoders_whose_heads_or_positions_do_not_fit_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        build("mae", **settings)

@@ -154,6 +154,7 @@ def test_drawn_codes_are_colors():
         ({"mask_ratio": 0.0}, "method.mask_ratio: 0.0"),
         ({"swapped": 0.6, "unchanged": 0.5}, "method.swapped: 0.6 and method.unchanged=0.5"),
         ({"target": "codes", "tokenizer": "dale"}, "method.tokenizer: 'dale' is not there"),
+        ({"tokenizer": "runs/codes"}, "method.tokenizer: runs/codes is not read .*target=pixels"),
     ],
 )
 def test_what_leaves_nothing_to_predict_is_refused(settings, message):

@@ -125,7 +125,7 @@ def test_blocks_equal_beits_rules_written_as_loops(count, least):
 
 
 def test_exact_blocks_hide_the_number_in_every_picture_by_the_same_rules():
-    mask = exact_block_masks(KEYS, 98, (14, 14), "a", least=16)
+    mask = exact_block_masks(KEYS[:400], 98, (14, 14), "a", least=16)
     assert mask.sum(1).eq(98).all()
     draws = random.uniform(KEYS[:100], 8 * TRIES, "a").unflatten(1, (2 * TRIES, 4))
     same = [
@@ -133,4 +133,4 @@ def test_exact_blocks_hide_the_number_in_every_picture_by_the_same_rules():
         for m, d in zip(mask, draws, strict=False)
     ]
     assert sum(same) >= 97
-    assert exact_block_masks(KEYS, 15, (4, 4), "a", least=2).sum(1).eq(15).all()
+    assert exact_block_masks(KEYS[:400], 15, (4, 4), "a", least=2).sum(1).eq(15).all()
