@@ -2,13 +2,16 @@
 
 import copy
 import dataclasses
+import typing
 
 import pytest
 import torch
-from toys import CLOCK, SMALL, noise, train
+import toys
+from torch import nn
+from toys import CLOCK, SMALL, batch_for, noise, train
 
 from saccade import attention, backbones, methods
-from saccade.core import Mechanism
+from saccade.core import Backbone, Mechanism, Method
 from saccade.nn.parts import Ema
 from saccade.recipe import BackboneConfig
 
@@ -71,3 +74,51 @@ def test_its_state_restores_the_exact_next_step(method, backbone):
     train(task, [batch(i) for i in range(2)])
     other.load_state_dict(task.state_dict())
     assert train(task, [batch(2)]) == train(other, [batch(2)])
+
+
+class Attentive(Backbone):
+    """All mechanisms on maps, one behind the other."""
+
+    dim, channels, image_size = 16, 3, 32
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(
+            *(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
+            *(attention.NonLocal(8), attention.DisentangledNonLocal(8)),
+            attention.GlobalContext(8, ratio=2),
+            *(nn.Conv2d(8, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
+            attention.LocalRelation(16, kernel=3),
+            attention.LambdaLayer(16, 16, attention.LocalLambda(3)),
+            nn.BatchNorm2d(16),
+        )
+
+    def features(self, x):
+        return self.body(x)
+
+    def forward(self, x):
+        return self.features(x).mean((2, 3))
+
+
+def takes_any_backbone(name):
+    (base,) = (b for b in methods.get(name).__orig_bases__ if typing.get_origin(b) is Method)
+    return typing.get_args(base) == (Backbone,)
+
+
+TOKENS = {"mst", "simmim"}  # a ViT or a Swin
+ANY = [n for n in methods.names() if takes_any_backbone(n) and n not in TOKENS]
+
+
+@pytest.mark.parametrize("method", ANY)
+def test_every_method_of_any_backbone_trains_all_mechanisms(method, monkeypatch):
+    monkeypatch.setattr(toys, "ConvNet", Attentive)
+    task = toys.build(method).train()
+    assert isinstance(task.encoder, Attentive)
+    loss = task(batch_for(method), CLOCK).loss
+    loss.backward()
+    assert loss.isfinite()
+    assert [n for n, p in task.encoder.named_parameters() if p.grad is None] == []
+
+
+def test_most_methods_take_any_backbone():
+    assert {"simclr", "moco", "byol", "dino", "swav", "pixpro", "vicreg"} <= set(ANY)
