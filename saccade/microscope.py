@@ -63,9 +63,7 @@ class Degeneracy:
     before: float  # cosine of what goes into the layer
     found: float  # cosine of what it finds
     divergence: float  # Jensen-Shannon, of each fourth query, in nats; NaN for weights below 0
-    unary_share: (
-        float  # of the logits' spread over cells, common to all queries; NaN for 0 and less
-    )
+    unary_share: float  # of the logits' spread over cells, what all queries have in common
     entropy: float  # of the mean row, over a uniform one's; NaN for weights below 0
 
 
@@ -106,8 +104,7 @@ def degeneracy(backbone: Backbone, x: Float[Tensor, "1 c H W"]) -> list[Degenera
             even = rows / rows.sum(-1, keepdim=True)
             apart = float(divergence(even[:, ::4]).mean())  # it takes time with their square
             spread = float(mean_entropy(even).mean())
-        if bool((rows > 0).all()):
-            share = float(unary_share(rows.log()).mean())  # what a row has in common cancels
+            share = _common(rows)
         found.append(
             Degeneracy(
                 seen.layer,
@@ -122,6 +119,16 @@ def degeneracy(backbone: Backbone, x: Float[Tensor, "1 c H W"]) -> list[Degenera
             )
         )
     return found
+
+
+def _common(rows: Float[Tensor, "heads q m"]) -> float:
+    """The unary share over the cells that no query gives 0, mean over the heads that have two.
+
+    Logits are known but for a constant of each query, which cancels.
+    """
+    seen = [row[:, (row > 0).all(0)].log() for row in rows]
+    shares = [unary_share(logits[None]) for logits in seen if logits.shape[1] > 1]
+    return float(torch.stack(shares).mean()) if shares else math.nan
 
 
 def _cosine(rows: Float[Tensor, "b n d"]) -> float:

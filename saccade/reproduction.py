@@ -4,7 +4,7 @@ Every arm and seed is an ordinary run below the folder, pretrained and evaluated
 functions as the commands; `study.json` grows by one figure at a time, and a stopped study goes on.
 An ordering of two arms holds where the 95 % t-interval of their differences, paired by seed, lies
 above 0, is reversed where it lies below, and else is not shown. The control is each arm's own
-network before training.
+network before training, where encoders or their attention are measured.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import numpy as np
 from . import config, evaluation, microscope, pretraining, training, weights
 from . import run as runs
 from .bench import attention as attention_bench
+from .core import Backbone
 from .data.detection import open_annotated
 from .data.segmentation import Pairs, open_masked
 from .data.source import Subset, open_source
@@ -45,7 +46,8 @@ def run(study: Study, arm: Arm, seed: int, settings: dict[str, Any], out: Path) 
         row["control"] = _accuracy(study, arm, before, settings, seed) if before.is_dir() else None
         return row | {"value": _accuracy(study, arm, folder / "backbone", settings, seed)}
     if study.measure == "degeneracy":
-        return row | {"value": _degeneracy(study, arm, folder / "backbone", settings)}
+        value, row["control"] = _degeneracy(study, arm, folder, settings)
+        return row | {"value": value}
     return row | {"value": _reached(study, arm, folder)}
 
 
@@ -179,23 +181,31 @@ def _chosen(results: Sequence[Result], metric: str) -> float:
     return next(r.value for r in results if metric in ("", r.metric))
 
 
-def _degeneracy(study: Study, arm: Arm, found: Path, settings: dict[str, Any]) -> float:
-    """A figure of `microscope.Degeneracy` of one part, mean over layers and test pictures.
+def _degeneracy(
+    study: Study, arm: Arm, folder: Path, settings: dict[str, Any]
+) -> tuple[float, float]:
+    """A figure of `microscope.Degeneracy` of one part, after training and before it.
 
     The metric is the part, and the figure behind a space: without it, what different queries see.
+    Means are over layers and test pictures, those with such a figure.
     """
     part, _, figure = (arm.metric or study.metric).partition(" ")
-    loaded = weights.load(found)
+    loaded = weights.load(folder / "backbone")
     source = open_source(settings["data"], split="test", channels=loaded.config.channels)
     rows = np.linspace(0, len(source) - 1, min(LOOKED, len(source))).astype(np.int64)
-    seen = preprocess_for(loaded.backbone, loaded.normalize)
-    values = [
-        asdict(one)[figure or "value"]
-        for x, _ in batches(loaded.backbone, Subset(source, rows), seen, 1, 1, [])
-        for one in microscope.degeneracy(loaded.backbone, x)
-        if one.part == part
-    ]
-    return float(np.nanmean(values))  # a row with a weight that vanished has no logits
+
+    def mean(backbone: Backbone) -> float:
+        seen = preprocess_for(backbone, loaded.normalize)
+        values = [
+            asdict(one)[figure or "value"]
+            for x, _ in batches(backbone, Subset(source, rows), seen, 1, 1, [])
+            for one in microscope.degeneracy(backbone, x)
+            if one.part == part
+        ]
+        return float(np.nanmean(values))
+
+    before = training.build(runs.read_train(folder / runs.FILE)).encoder.eval()
+    return mean(loaded.backbone), mean(before)
 
 
 def _growth(study: Study, arm: Arm) -> float:

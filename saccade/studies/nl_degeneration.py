@@ -2,7 +2,8 @@
 
 Both networks have their blocks in the same units. Cosines of rows are high for rows near uniform
 too, so what all queries have in common is also measured as a share of the logits' spread, which no
-temperature changes; and rows stand beside what goes into the block, as in GCNet's table.
+temperature changes; and rows stand beside what goes into the block, as in GCNet's table. The figure
+of the same network before training says what it has become.
 """
 
 from . import SUPERVISED, Arm, Study

@@ -181,6 +181,19 @@ def test_the_common_share_is_of_the_logits_and_none_is_left_by_whitening():
 
 
 @torch.no_grad()
+def test_cells_that_a_query_gives_nothing_leave_the_common_share():
+    """As sharp softmaxes do: exp(-200) is 0."""
+    logits = torch.randn(8, 8)
+    logits[3, 5] = -200.0
+    rows = logits.softmax(1)
+    kept = logits[:, [j for j in range(8) if j != 5]]
+    share = kept.mean(0).var(correction=0) / kept.var(1, correction=0).mean()
+    assert rows[3, 5] == 0
+    assert microscope._common(rows[None]) == pytest.approx(float(share), rel=1e-4)
+    assert math.isnan(microscope._common(torch.eye(4)[None]))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", ["vit_femto_patch8_32", "swin_pico_patch4_window4_64"])
 def test_a_transformers_layer_is_seen_from_its_attentions_input_to_its_output(name):
     net = network(name, 32)

@@ -202,7 +202,9 @@ def test_labels_alone_are_a_study_and_so_is_what_attention_has_become(small, tmp
     assert found.values["few"] == pytest.approx([1, 1], abs=1e-5)  # one map for all, by definition
     assert all(0.5 < v <= 1 + 1e-6 for v in found.values["wide"])  # hardly trained: near uniform
     assert all(0 < v < 1 for v in found.values["common"])
-    assert not found.controls["wide"]
+    assert found.controls["few"] == pytest.approx([1, 1], abs=1e-5)
+    assert all(0 < v < 1 for v in found.controls["common"])
+    assert found.controls["common"] != found.values["common"]
     rows = json.loads((tmp_path / "a" / "study.json").read_text())["runs"]
     counts = {r["arm"]: r["runs"]["train"]["system"]["labels"]["count"] for r in rows}
     assert counts == {"wide": 40, "few": 16, "common": 40}
