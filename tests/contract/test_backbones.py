@@ -10,9 +10,10 @@ from saccade.backbones.presets import OWN, PRESETS
 from saccade.core import PatchBackbone, PixelBackbone
 from saccade.recipe import BackboneConfig
 
-# SimCLR v2's, up to 795 M parameters, and hybrids up to 420 layers: the smallest stands in
+# SimCLR v2's, up to 795 M parameters, hybrids up to 420 layers, bases: the smallest stands in
 DEEP = [n for n in PRESETS if "resnetrs" in n or "101" in n]
-HUGE = [n for n in PRESETS if "_x" in n or (n in DEEP and n != "lambda_resnetrs50")]
+BASES = ["beit_base_shared_patch16_224", "swin_base_patch4_window6_192"]
+HUGE = [n for n in PRESETS if "_x" in n or (n in DEEP and n != "lambda_resnetrs50")] + BASES
 SIZES = {  # the smallest of each family and every other preset
     "convnext_atto": 32,
     "resnet18": 32,
@@ -26,7 +27,6 @@ SIZES = {  # the smallest of each family and every other preset
     **dict.fromkeys((n for n in PRESETS if n not in HUGE), 16),
     **dict.fromkeys(("igpt_pico_16", "igpt_pico_16_bert"), 8),
     **dict.fromkeys((n for n in PRESETS if "patch12" in n), 24),
-    "swin_base_patch4_window6_192": 32,
     "swin_pico_patch4_window4_64": 32,
 }
 PLAIN = [n for n in SIZES if n.startswith("vit") and "dinov3" not in n and "_r_" not in n]
