@@ -220,8 +220,9 @@ def test_teacher_has_no_gradient_starts_equal_and_follows_in_a_line():
         torch.testing.assert_close(t, old + 0.05)
 
 
-def test_a_momentum_of_one_freezes_the_teacher_to_the_bit():
-    task = build("ijepa", momentum=1.0)
+@pytest.mark.parametrize("name", ["ijepa", "data2vec"])
+def test_a_momentum_of_one_freezes_the_teacher_to_the_bit(name):
+    task = build(name, momentum=1.0)
     before = [t.clone() for t in task.teacher.parameters()]
     with torch.no_grad():
         for p in task.encoder.parameters():
