@@ -100,6 +100,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--pretrain-steps", type=int, default=PRETRAIN_STEPS)
     parser.add_argument("--steps", type=int, default=STEPS, help="of training the detector")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--runs", type=Path, help="keep the run folders here")
     args = parser.parse_args(arguments)
     known = STUDIES[args.study]
@@ -115,6 +116,7 @@ def begin(args: argparse.Namespace) -> dict[str, Any]:
         "study": args.study,
         "pretrain_steps": args.pretrain_steps,
         "steps": args.steps,
+        "precision": args.precision,
     }
     if args.json.exists():
         report = json.loads(args.json.read_text())
@@ -127,7 +129,7 @@ def begin(args: argparse.Namespace) -> dict[str, Any]:
         "bench": "detect",
         "command": f"python benchmarks/detect.py {args.data.name} --json {args.json.name} "
         f"--study {args.study} --arms {','.join(args.arms)} --seeds {args.seeds} "
-        f"--pretrain-steps {args.pretrain_steps} --steps {args.steps}",
+        f"--pretrain-steps {args.pretrain_steps} --steps {args.steps} --precision {args.precision}",
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
         "versions": versions(),
@@ -148,7 +150,7 @@ def run(args: argparse.Namespace, arm: str, seed: int, runs: Path) -> dict[str, 
         *("train", "detect", str(args.data), "--recipe", "small", "--steps", str(args.steps)),
         *("--weights", str(before / ("initial" if cfg.random else "backbone"))),
         *("--seed", str(seed), "--workers", str(WORKERS), "--set", "engine.log_every=50"),
-        *("--out", str(out), "--resume"),
+        *("--out", str(out), "--resume", "--set", f"engine.precision={args.precision}"),
         *(word for s in cfg.sets for word in ("--set", s)),
     ]
     began, used = time.perf_counter(), cpu_seconds()
@@ -175,6 +177,7 @@ def pretrained(args: argparse.Namespace, method: str, seed: int, runs: Path) -> 
             *("pretrain", str(pictures(args.data, runs)), "--method", method, *METHODS[method]),
             *("--steps", str(args.pretrain_steps), "--seed", str(seed)),
             *("--workers", str(WORKERS), "--out", str(out), "--resume"),
+            *("--set", f"engine.precision={args.precision}"),
         ]
     )
     return out

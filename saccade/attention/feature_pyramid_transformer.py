@@ -184,16 +184,14 @@ class CrossAttention(nn.Module):
     ) -> Float[Tensor, "b n c"]:
         """The mixture without the table of all pairs in memory.
 
-        Values are in as many slices as there are parts, and as wide as keys: fused kernels apply.
+        Queries and keys have zeros up to the width of values: fused kernels want one width.
         """
         q, k, shares = self.pairs(x, other)
-        p = self.mixture
-        v = self.value(tokens(other)).unflatten(-1, (p, -1)).transpose(1, 2)
-        wide = F.pad(v, (0, k.shape[-1] - v.shape[-1])).repeat(1, p, 1, 1)
-        q, k = q.repeat_interleave(p, 1), k.repeat_interleave(p, 1)
-        y = F.scaled_dot_product_attention(q, k, wide, scale=1.0)  # [B, P P, N, E]
-        y = y[..., : v.shape[-1]].unflatten(1, (p, p))
-        return torch.einsum("bp,bpsnd->bnsd", shares.to(y.dtype), y).flatten(2)
+        v = self.value(tokens(other))[:, None].expand(-1, self.mixture, -1, -1)  # [B, P, M, C]
+        width = max(v.shape[-1], k.shape[-1])
+        q, k, wide = (F.pad(t, (0, width - t.shape[-1])) for t in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, wide, scale=1.0)[..., : v.shape[-1]]
+        return torch.einsum("bp,bpnc->bnc", shares.to(y.dtype), y)
 
     def near(
         self,

@@ -71,6 +71,11 @@ SUPERVISED = (  # of small networks with labels
     *("optim.name=sgd", "optim.lr=0.05", "optim.lr_rule=none", "optim.weight_decay=0.0005"),
     *("optim.schedule.warmup_epochs=0", "optim.schedule.warmup_steps=70", "engine.log_every=50"),
 )
+TINY_SCENES = (  # of detectors: pictures of 128 pixels
+    *("system.framing.short=[112,120,128,136,144]", "system.framing.test_short=128"),
+    *("system.framing.longest=216", "system.anchors=[10,20,40,80,160]"),
+    *("backbone.stem=paper", "engine.log_every=50"),
+)
 
 
 def names() -> list[str]:

@@ -1,11 +1,6 @@
 """A feature pyramid transformer beside the bottom-up pyramid of its paper's table, and FPN."""
 
-from . import Arm, Study
-
-TINY = (  # all cells of the transformer attend to all
-    *("system.framing.short=[112,120,128,136,144]", "system.framing.test_short=128"),
-    *("system.framing.longest=216", "system.anchors=[10,20,40,80,160]"),
-)
+from . import TINY_SCENES, Arm, Study
 
 
 def _arm(name: str, neck: str, published: float | None = None) -> Arm:
@@ -22,7 +17,7 @@ STUDY = Study(
         _arm("FPN", "system.neck=fpn"),
     ),
     order=(("FPT", "bottom-up"), ("FPT", "FPN")),
-    system_common=(*TINY, "backbone.stem=paper", "engine.log_every=50"),
+    system_common=TINY_SCENES,  # all cells of the transformer attend to all
     measure="system",
     protocol="coco-box",
     metric="AP50",

@@ -1,6 +1,6 @@
 """Relations between regions, and a learned removal of duplicates in the place of NMS."""
 
-from . import Arm, Study
+from . import TINY_SCENES, Arm, Study
 
 RELATION, LEARNED = "system.head.relation=true", "system.head.dedup=learned"
 
@@ -25,7 +25,7 @@ STUDY = Study(
         ("learned", "NMS"),
         ("relation and learned", "relation"),
     ),
-    system_common=("system.regions=128", "backbone.stem=paper", "engine.log_every=50"),
+    system_common=(*TINY_SCENES, "system.regions=128"),
     measure="system",
     protocol="coco-box",
     metric="AP50",
