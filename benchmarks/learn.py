@@ -243,8 +243,7 @@ ARMS = {
     "beit": masked("backbone.drop_path=0", backbone="beit_atto_shared_patch4_32", codes=True),
     "cae": masked(
         *("method.decoder_dim=64", "method.decoder_heads=2", "method.regressor_depth=1"),
-        *("method.layer_scale=1", "optim.lr=0.001"),
-        "method.alignment=0.1",  # of 2, as in the paper, features of this width collapse
+        "optim.lr=0.001",
         backbone=MEAN,
         codes=True,
     ),

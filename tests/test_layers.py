@@ -45,6 +45,7 @@ ANYTHING |= {
     "sight",
     "completion",
     "predicting",
+    "planning",
     "doctor",
     "data_report",
     "api",

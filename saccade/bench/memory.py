@@ -12,9 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-def peak(work: Callable[[], None]) -> int:
-    """Bytes alive at most while it runs, above what was alive before."""
-    work()
+def peak(work: Callable[[], None], *, warm: bool = True) -> int:
+    """Bytes alive at most while it runs, above what was alive before.
+
+    `warm`: it has run before, as states that stay are not the work's own.
+    """
+    if warm:
+        work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

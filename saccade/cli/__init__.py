@@ -12,6 +12,7 @@ import typer
 from ..errors import RunError
 from .bench import bench
 from .labels import propagate
+from .plan import plan
 from .report import report, serve
 
 app = typer.Typer(
@@ -402,6 +403,7 @@ def doctor(
     raise typer.Exit(code)
 
 
+app.command()(plan)
 app.command()(propagate)
 app.command()(report)
 app.command()(serve)

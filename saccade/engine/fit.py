@@ -80,7 +80,7 @@ def fit(
     `probe` gives figures for the log every `engine.knn_every` epochs.
     """
     check_parts(task, engine)
-    epoch_steps = _updates(loader, engine, batch_size)
+    epoch_steps = updates(loader, engine, batch_size)
     folder, first_rank = out / "checkpoints", dist.rank() == 0
     optimizer = optim.build(task, cfg)
     start = _restore(folder, task, optimizer) if resume else 0
@@ -144,8 +144,8 @@ def check_parts(task: Task, engine: Engine) -> None:
         )
 
 
-def _updates(loader: Loader, engine: Engine, batch_size: int) -> int:
-    """Steps of an epoch."""
+def updates(loader: Loader, engine: Engine, batch_size: int) -> int:
+    """Steps of an epoch. Raises ValueError where the data fills none."""
     parts = engine.accumulate
     if not loader.steps // parts:
         raise ValueError(

@@ -252,16 +252,21 @@ def _view(size: int) -> View:
     return View(size=size, interpolation="bicubic", jitter=0.0, grayscale=0.0, blur=0.0)
 
 
+# The paper's 2 pulls the features of small networks together before codes can hold them apart.
+LITTLE = 0.1
+
 RECIPES = {
     "demo": Recipe(
         method=CAE.Config(
             tokenizer="color",
             masked=32,
             min_block=4,
+            alignment=LITTLE,
             regressor_depth=2,
             decoder_dim=192,
             decoder_depth=2,
             decoder_heads=3,
+            layer_scale=1.0,
             drop_path=0.0,
             views=(_view(64),),
         ),
@@ -283,10 +288,12 @@ RECIPES = {
             tokenizer="color",
             masked=32,
             min_block=4,
+            alignment=LITTLE,
             regressor_depth=2,
             decoder_dim=192,
             decoder_depth=2,
             decoder_heads=3,
+            layer_scale=1.0,
             drop_path=0.0,
             views=(_view(32),),
         ),
