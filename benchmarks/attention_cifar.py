@@ -55,7 +55,7 @@ PAIRS = {
     "local_relation": Pair(attention="lr_net14_w16", plain="resnet14_w13", size=16),
 }
 KINDS = ("classify", "simclr")
-STEPS = {"classify": 700, "simclr": 350}
+STEPS = {"classify": 500, "simclr": 300}
 BATCH = 64
 PICTURES = 20_000  # of training
 WORKERS = 1

@@ -28,6 +28,7 @@ from . import (
 )
 from .bench import attention as attention_bench
 from .bench import data as data_bench
+from .bench import evals as evals_bench
 from .bench import step as step_bench
 from .data import packing
 from .data.source import open_source
@@ -386,6 +387,20 @@ def run_bench_data(
         image_size=image_size,
     )
     _deliver(found, json_out, data_bench.show)
+
+
+def run_bench_eval(
+    protocol: str, bank: int, queries: int, dim: int, classes: int, rounds: int, json_out: str
+) -> None:
+    found = evals_bench.run_evals(
+        tuple(protocol.split(",")),
+        bank=bank,
+        queries=queries,
+        dim=dim,
+        classes=classes,
+        rounds=rounds,
+    )
+    _deliver(found, json_out, evals_bench.show)
 
 
 def pictures_for(loaded: weights.Loaded, data: str, n: int = 8) -> torch.Tensor:

@@ -64,3 +64,8 @@ def wall() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def single() -> bool:
+    """Whether one thread of a CPU does all work, so that its processor time is the time."""
+    return torch.get_num_threads() == 1 and not torch.cuda.is_available()

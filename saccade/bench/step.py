@@ -37,7 +37,7 @@ from ..engine import optim
 from ..engine.distributed import device as this_device
 from ..nn.random import keys
 from ..recipe import BackboneConfig, Optim
-from . import Work, interleave, machine, spread, versions, wall
+from . import Work, interleave, machine, single, spread, versions, wall
 from .memory import peak
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
@@ -122,7 +122,7 @@ def run_step(
             "rounds": rounds,
             "recipe": recipe,
             "images": images or batch_size,
-            "clock": "process" if _single() else "wall",
+            "clock": "process" if single() else "wall",
             "method_config": asdict(cfg),
             "optim": asdict(OPTIM),
         },
@@ -156,7 +156,7 @@ def _counted(cfg: Any, images: int) -> Any:
 
 def _measured(arms: dict[str, Work], rounds: int, share: float) -> dict[str, Any]:
     """Seconds and bytes of every arm, and ratios between them."""
-    seconds = interleave(arms, rounds, time.process_time if _single() else wall)
+    seconds = interleave(arms, rounds, time.process_time if single() else wall)
     rows = {
         arm: {"seconds": s, "bytes": peak(arms[arm]), **spread(s)} for arm, s in seconds.items()
     }
@@ -209,10 +209,6 @@ def ratios(seconds: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
             pairs = zip(seconds[best[a]], seconds[best[b]], strict=True)
             found[f"{a} / {b}"] = {**spread([x / y for x, y in pairs]), "of": [best[a], best[b]]}
     return found
-
-
-def _single() -> bool:
-    return torch.get_num_threads() == 1 and not torch.cuda.is_available()
 
 
 def _pictures(views: tuple[View, ...], batch_size: int) -> Views:

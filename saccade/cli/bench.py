@@ -9,7 +9,8 @@ import typer
 JsonOut = Annotated[str, typer.Option("--json", help="Write JSON here; - prints JSON alone.")]
 
 bench = typer.Typer(
-    help="Measure beside peers: a training step, the making of views.", no_args_is_help=True
+    help="Measure beside peers: training steps, views, attention, judging features.",
+    no_args_is_help=True,
 )
 
 
@@ -66,3 +67,19 @@ def bench_attention(
     from ..commands import run_bench_attention
 
     run_bench_attention(sizes, channels, batch_size, rounds, plot, json_out, peers=peers)
+
+
+@bench.command("eval")
+def bench_eval(
+    protocol: Annotated[str, typer.Option(help="knn, logistic, or both.")] = "knn,logistic",
+    bank: Annotated[int, typer.Option(min=20, help="Training features.")] = 20_000,
+    queries: Annotated[int, typer.Option(min=20, help="Test features.")] = 5_000,
+    dim: Annotated[int, typer.Option(min=2, help="Channels of a feature.")] = 384,
+    classes: Annotated[int, typer.Option(min=2)] = 10,
+    rounds: Annotated[int, typer.Option(min=1)] = 3,
+    json_out: JsonOut = "",
+) -> None:
+    """Nearest neighbors and linear classifiers beside lightly, faiss and scikit-learn."""
+    from ..commands import run_bench_eval
+
+    run_bench_eval(protocol, bank, queries, dim, classes, rounds, json_out)
