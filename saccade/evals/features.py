@@ -27,8 +27,8 @@ from ..recipe import Normalize
 SMALL = 64  # pixels: pictures up to here are not enlarged before the crop
 VERSION = 1  # of the extraction: part of every cache key
 
-# The pooled vector; the CLS tokens of the last 4 blocks; these and the last mean token; means over
-# the places of all layers of a transformer over colors.
+# The pooled vector; the CLS tokens of the last 4 blocks, or of all where there are fewer; these and
+# the last mean token; means over the places of all layers of a transformer over colors.
 Kind = Literal["pooled", "cls-4", "cls-4-mean", "layers"]
 Progress = Callable[[int, int], None]  # pictures done, pictures in all
 
@@ -137,11 +137,16 @@ def _take(model: Backbone, x: Float[Tensor, "b c h w"], kind: Kind) -> Float[Ten
         return torch.cat(model.layers(x), 1)  # [B, (depth + 1) D]
     if kind == "pooled" or not isinstance(model, PatchBackbone):
         return model(x)
-    layers = model.layers(x, 4)
+    layers = model.layers(x, blocks(model))
     tokens = [t[:, 0] if model.prefix else t.mean(1) for t in layers]
     if kind == "cls-4-mean":
         tokens.append(layers[-1][:, model.prefix :].mean(1))
     return torch.cat(tokens, 1)  # [B, 4D or 5D]
+
+
+def blocks(model: PatchBackbone) -> int:
+    """Whose CLS tokens the linear protocols see."""
+    return min(4, model.depth)
 
 
 def _labels(source: Source, index: Int[Tensor, "n"]) -> Int[Tensor, "n"]:

@@ -2,8 +2,9 @@
 
 Oquab et al. 2023, arXiv:2304.07193. SGD, momentum .9, no weight decay, 10 epochs of 1,250 steps of
 batch 1024, half a cosine; 13 learning rates x B/256, on the last block's CLS token or the CLS
-tokens of the last 4 blocks, each with and without the mean patch token of the last block: 52
-classifiers. Networks without blocks have one input, the pooled vector, and 13 classifiers.
+tokens of the last 4 blocks (or as many as there are), each with and without the mean patch token
+of the last block: 52 classifiers. Networks without blocks have one input, the pooled vector, and 13
+classifiers.
 
 Deviations: the official script takes the classifier that is best on the test pictures; here a tenth
 of the training pictures, not trained on, chooses. Features are cached from center crops, where the
@@ -21,8 +22,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..core import PatchBackbone
-from .features import Data
+from ..core import Backbone, PatchBackbone
+from .features import Data, blocks
 from .results import Score
 
 
@@ -48,7 +49,7 @@ def run(protocol: str, data: Data) -> Iterator[Score]:
     order = torch.randperm(len(bank.x), generator=torch.Generator().manual_seed(data.seed))
     held = max(1, round(cfg.held_out * len(order)))
     judge, learn = (rows.to(bank.x.device) for rows in (order[:held], order[held:]))
-    parts = _inputs(bank.x.shape[1], data)
+    parts = inputs(bank.x.shape[1], data.model)
     heads = fit(cfg, bank.x[learn], bank.y[learn], parts, data.classes, data.seed)
     with torch.no_grad():
         right = [
@@ -109,16 +110,16 @@ def _scores(
     return [x[:, rows] @ h[0] + h[1] for h, rows in zip(heads, parts.values(), strict=True)]
 
 
-def _inputs(width: int, data: Data) -> dict[str, Int[Tensor, "_"]]:
+def inputs(width: int, model: Backbone) -> dict[str, Int[Tensor, "_"]]:
     """Which of the columns [CLS of 4 blocks, mean token] each input takes."""
     columns = torch.arange(width)
-    if not isinstance(data.model, PatchBackbone):
+    if not isinstance(model, PatchBackbone):
         return {"pooled": columns}
-    dim = data.model.dim
-    last, mean = columns[3 * dim : 4 * dim], columns[4 * dim :]
+    dim, count = model.dim, blocks(model)
+    last, mean = columns[(count - 1) * dim : count * dim], columns[count * dim :]
     return {
         "last CLS": last,
         "last CLS + mean": torch.cat([last, mean]),
-        "4 CLS": columns[: 4 * dim],
-        "4 CLS + mean": columns,
+        f"{count} CLS": columns[: count * dim],
+        f"{count} CLS + mean": columns,
     }

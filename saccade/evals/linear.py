@@ -3,8 +3,9 @@
 `linear-moco` (He et al. 2020, arXiv:1911.05722): SGD, lr 30, momentum .9, batch 256, 100 epochs,
 x .1 at 60 and 80, on the pooled vector as it comes.
 `linear-dino` (Caron et al. 2021, arXiv:2104.14294): SGD, lr .001 x B/256, momentum .9, 100 epochs,
-half a cosine moved per epoch, on the CLS tokens of the last 4 blocks, each after the final norm;
-on the pooled vector of networks without blocks; on mean tokens of transformers without CLS.
+half a cosine moved per epoch, on the CLS tokens of the last 4 blocks, each after the final norm
+(all, where there are fewer); on the pooled vector of networks without blocks; on mean tokens of
+transformers without CLS.
 `linear-mae` (He et al. 2021, arXiv:2111.06377): LARS, lr .1 x B/256, momentum .9, 90 epochs,
 10 of warm-up, half a cosine, on the CLS token through a batch norm without weights.
 `linear-mae-crops`: the same on a new random resized crop and flip of every picture in every epoch,

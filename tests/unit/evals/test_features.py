@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -69,6 +71,17 @@ def test_four_class_tokens_end_with_the_pooled_vector(toy):
     assert four.shape == (3, 4 * vit.dim)
     assert torch.allclose(four[:, -vit.dim :], pooled, atol=1e-5)
     assert not torch.allclose(four[:, : vit.dim], pooled, atol=1e-2)
+
+
+def test_a_shallow_network_gives_the_class_tokens_it_has(toy):
+    vit = backbones.create(BackboneConfig(name="vit_atto_patch4_32", image_size=32))
+    three, mean = (
+        extract(vit, toy(3), replace(WHOLE, size=32, resize=32), kind=k).x
+        for k in ("cls-4", "cls-4-mean")
+    )
+    assert three.shape == (3, 3 * vit.dim)
+    assert torch.equal(mean[:, : 3 * vit.dim], three)
+    assert mean.shape[1] == 4 * vit.dim
 
 
 def test_a_conv_net_has_no_class_tokens_and_gives_the_pooled_vector(net, toy):

@@ -3,7 +3,10 @@ import itertools
 import torch
 import torch.nn.functional as F
 
+from saccade import backbones
+from saccade.evals import grid
 from saccade.evals.grid import PROTOCOLS, Grid, fit, run
+from saccade.recipe import BackboneConfig
 
 
 def blobs(n=60, dim=5, classes=3):
@@ -53,3 +56,13 @@ def test_published_grid():
     assert (min(rates), max(rates)) == (1e-5, 0.1)
     assert all(1.9 < b / a < 2.6 for a, b in itertools.pairwise(rates))
     assert (PROTOCOLS["linear-dinov2"].epochs, PROTOCOLS["linear-dinov2"].epoch_steps) == (10, 1250)
+
+
+def test_a_shallow_network_has_the_columns_of_its_blocks():
+    net = backbones.create(BackboneConfig(name="vit_atto_patch4_32", image_size=32))
+    x = torch.randn(40, 4 * net.dim)  # CLS of 3 blocks and the mean
+    found = grid.inputs(x.shape[1], net)
+    assert list(found) == ["last CLS", "last CLS + mean", "3 CLS", "3 CLS + mean"]
+    assert x[:, found["last CLS"]].equal(x[:, 2 * net.dim : 3 * net.dim])
+    assert x[:, found["last CLS + mean"]].equal(x[:, 2 * net.dim :])
+    assert x[:, found["3 CLS"]].equal(x[:, : 3 * net.dim])
