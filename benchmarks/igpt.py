@@ -106,7 +106,7 @@ def begin(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "bench": "igpt",
         "command": f"python benchmarks/igpt.py cifar10.npz --json {args.json.name} "
-        f"--seeds {args.seeds} --steps {args.steps} --bank {args.bank}",
+        f"--arms {args.arms} --seeds {args.seeds} --steps {args.steps} --bank {args.bank}",
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
         "versions": versions(),

@@ -81,11 +81,12 @@ def desk(tmp_path, monkeypatch):
         "docs/teachers.md",
     ],
 )
-def test_every_command_runs(name, desk):
+def test_every_command_runs(name, desk, monkeypatch):
+    monkeypatch.setattr("saccade.planning.STEPS", 2)
     found = commands(ROOT / name)
     assert len(found) >= 2
     for args in found:
-        if args[0] == "pretrain" and "--method" in args:
+        if args[0] in ("pretrain", "plan") and "--method" in args:
             method = args[args.index("--method") + 1]
             args = [*args, *SMALL, *WIDTHS.get(method, [])]
         if args[0] == "train":
