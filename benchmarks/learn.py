@@ -247,7 +247,11 @@ ARMS = {
         backbone=MEAN,
         codes=True,
     ),
-    "data2vec": masked("method.momentum=0.99", "method.last_layers=2", backbone=MEAN),
+    "data2vec": masked(
+        *("method.momentum=0.996", "method.last_layers=2", "optim.lr=0.001"),
+        backbone=MEAN,
+        steps=2000,
+    ),
     "ijepa": masked(
         *("method.predictor_dim=64", "method.predictor_depth=2", "method.predictor_heads=2"),
         *("optim.lr=0.001", "optim.weight_decay=0.05"),

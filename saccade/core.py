@@ -211,6 +211,7 @@ class Task(nn.Module, ABC):
     """
 
     additive: bool = False  # a step's gradient is the mean of its parts', batch norm apart
+    own_gradients: bool = False  # moves weights by gradients that no optimizer sees
 
     @abstractmethod
     def forward(self, batch: Any, clock: Clock) -> Step:

@@ -23,7 +23,7 @@ from .data.packing import pack
 from .data.source import Source, open_source
 from .data.stream import Stream, StreamLoader, is_stream, open_stream
 from .engine import distributed
-from .engine.fit import check_parts, fit
+from .engine.fit import check_engine, fit
 from .engine.health import Health
 from .engine.log import counter
 from .engine.probe import OnlineKnn
@@ -172,7 +172,7 @@ def make_loader(
             f"setting method: {run.name} needs labels and the data has none; "
             "give a folder for each class, or choose simclr"
         )
-    check_parts(method, run.engine)
+    check_engine(method, run.engine)
     part = run.batch_size // run.engine.accumulate
     if isinstance(train, Stream):
         return StreamLoader(

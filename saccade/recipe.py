@@ -77,7 +77,7 @@ class Engine:
 
     devices: int = 1  # ranks: GPUs, or processes on a CPU
     workers: int = 2  # threads that decode and augment, per rank
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # fp16: for GPUs without bf16
     accumulate: int = 1  # parts that a batch goes through the network in, to save memory
     activation_checkpointing: bool = False  # blocks compute their insides twice, for the same
     compile: bool = False

@@ -57,7 +57,7 @@ def pretrain(
     cache: Annotated[str, typer.Option(help="Folder of a packed copy, made on first use.")] = "",
     workers: Annotated[int, typer.Option(min=0, help="Threads that decode, per rank.")] = 0,
     devices: Annotated[int, typer.Option(min=0, help="GPUs, or processes on a CPU.")] = 0,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "",
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     sets: Sets = [],  # noqa: B006
 ) -> None:
@@ -112,7 +112,7 @@ def train(
     config: Annotated[Path | None, typer.Option(help="A run.json to run again.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Threads that decode, per rank.")] = 0,
     devices: Annotated[int, typer.Option(min=0, help="GPUs, or processes on a CPU.")] = 0,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "",
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     sets: Sets = [],  # noqa: B006
 ) -> None:
@@ -319,7 +319,7 @@ def reproduce(
     seeds: Annotated[int, typer.Option(min=2)] = 3,
     seen: Annotated[int, typer.Option(min=0, help="Pictures a run sees; 0: the study's.")] = 0,
     pictures: Annotated[int, typer.Option(min=0, help="To train on; 0: the study's.")] = 0,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "",
     plot: Annotated[str, typer.Option(help="Draw the figures into a .png file.")] = "",
     json_out: JsonOut = "",
 ) -> None:

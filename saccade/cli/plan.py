@@ -23,7 +23,7 @@ def plan(
     config: Annotated[Path | None, typer.Option(help="A run.json.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Threads that decode, per rank.")] = 0,
     devices: Annotated[int, typer.Option(min=0, help="GPUs, or processes on a CPU.")] = 0,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "",
     hours: Annotated[float, typer.Option(min=0, help="Also say how many steps fit.")] = 0.0,
     sets: Annotated[
         list[str], typer.Option("--set", help="Any setting: a.b=value. Repeatable.")

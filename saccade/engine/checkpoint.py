@@ -33,14 +33,25 @@ class Saved:
     step: int
 
 
-def save(folder: Path, task: Task, optimizer: torch.optim.Optimizer, step: int, keep: int) -> Path:
-    """Write the state in front of `step`, then drop all but the newest `keep` checkpoints."""
+def save(
+    folder: Path,
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    keep: int,
+    scale: dict[str, float] | None = None,
+) -> Path:
+    """Write the state in front of `step`, then drop all but the newest `keep` checkpoints.
+
+    `scale` is the state of the loss scale of fp16.
+    """
     final, beside = folder / f"step-{step:08d}", folder / f".writing-{step:08d}"
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     save_file(_whole(task.state_dict()), beside / FILES[0])
     save_file(_whole(dict(_flat(optimizer))), beside / FILES[1])
-    (beside / FILES[2]).write_text(json.dumps({"step": step, "torch": torch.__version__}))
+    state = {"step": step, "torch": torch.__version__} | ({"scale": scale} if scale else {})
+    (beside / FILES[2]).write_text(json.dumps(state))
     (beside / SUMS).write_text("".join(f"{_digest(beside / f)}  {f}\n" for f in FILES))
     for name in (*FILES, SUMS):
         _sync(beside / name)
@@ -85,8 +96,11 @@ def broken(path: Path) -> str | None:
     return None
 
 
-def load(saved: Saved, task: Task, optimizer: torch.optim.Optimizer) -> None:
-    """Put a checkpoint back, exactly: every tensor must be there with its shape."""
+def load(saved: Saved, task: Task, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Put a checkpoint back, exactly: every tensor must be there with its shape.
+
+    The state of the loss scale comes out; it is empty but in fp16.
+    """
     task.load_state_dict(load_file(saved.path / FILES[0]), strict=True)
     flat = load_file(saved.path / FILES[1])
     for index, p in enumerate(_params(optimizer)):
@@ -95,6 +109,7 @@ def load(saved: Saved, task: Task, optimizer: torch.optim.Optimizer) -> None:
             value, name = flat[key], key.partition(".")[2]
             # moments take the memory layout of their parameter, step counters stay scalars
             state[name] = torch.empty_like(p).copy_(value) if value.shape == p.shape else value
+    return json.loads((saved.path / FILES[2]).read_text()).get("scale", {})
 
 
 def _params(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import signal
 import threading
 import time
@@ -79,12 +80,15 @@ def fit(
     With `engine.accumulate` the loader gives parts of a batch, and a step takes that many.
     `probe` gives figures for the log every `engine.knn_every` epochs.
     """
-    check_parts(task, engine)
+    check_engine(task, engine)
     epoch_steps = updates(loader, engine, batch_size)
     folder, first_rank = out / "checkpoints", dist.rank() == 0
     optimizer = optim.build(task, cfg)
-    start = _restore(folder, task, optimizer) if resume else 0
+    scaler = torch.amp.GradScaler(device.type, enabled=engine.precision == "fp16")
+    start = _restore(folder, task, optimizer, scaler) if resume else 0
     recorder = Recorder(out, start, tensorboard=engine.tensorboard, active=first_rank)
+    if engine.precision == "fp16" and device.type == "cpu":
+        recorder.say("saccade: processors do fp16 in software, many times slower; choose bf16")
     forward = _wrap(task, engine, device)
     params = [p for p in task.parameters() if p.requires_grad]
     peak = scaled_lr(cfg.lr, cfg.lr_rule, batch_size)
@@ -102,19 +106,23 @@ def fit(
             optim.set_rates(optimizer, lr, peak, decay)
 
             optimizer.zero_grad(set_to_none=True)
-            done = gradients(forward, batches, clock, engine, device, seed)
+            done = gradients(forward, batches, clock, engine, device, seed, scaler)
+            scaler.unscale_(optimizer)
             task.before_update(clock)
             reported = step % engine.log_every == 0 or step == steps - 1
             norm = optim.clip(params, cfg.clip, cfg.clip_by) if cfg.clip or reported else None
             bad.look(done.loss, step)
-            optimizer.step()
+            scaler.step(optimizer)  # none where a gradient in half precision is not finite
+            scaler.update()
             task.after_update(clock)
 
             if reported:
                 _check(bad, folder)
                 values = {"loss": dist.mean(done.loss).item(), "lr": lr}
                 values |= {k: dist.mean(v.float()).item() for k, v in done.logs.items()}
-                values |= {"gradient_norm": norm.item() if norm is not None else 0.0}
+                values |= {"gradient_norm": _finite(norm)}
+                if scaler.is_enabled():
+                    values |= {"loss_scale": scaler.get_scale()}
                 values |= health.look(done.features, done.outputs)
                 recorder.step(clock, values, (step + 1 - start) * batch_size, loader.wait)
                 for text in health.warnings():
@@ -126,7 +134,8 @@ def fit(
             now = time.perf_counter()
             if first_rank and (stopping or step == steps or now - saved_at > engine.save_seconds):
                 _check_here(bad, folder)
-                checkpoint.save(folder, task, optimizer, step, engine.keep)
+                scale = scaler.state_dict()  # empty but in fp16
+                checkpoint.save(folder, task, optimizer, step, engine.keep, scale)
                 saved_at = time.perf_counter()
             if stopping:
                 break
@@ -134,8 +143,13 @@ def fit(
     return Ended(step, step < steps, loader.wait / spent)
 
 
-def check_parts(task: Task, engine: Engine) -> None:
-    """ValueError where the parts of a batch would not train what the whole batch does."""
+def check_engine(task: Task, engine: Engine) -> None:
+    """ValueError where these settings would train something else than the task."""
+    if engine.precision == "fp16" and task.own_gradients:
+        raise ValueError(
+            f"setting engine.precision=fp16: {type(task).__name__} moves weights by gradients that "
+            "no loss scale reaches; choose bf16 or fp32"
+        )
     if engine.accumulate > 1 and not task.additive:
         raise ValueError(
             f"setting engine.accumulate={engine.accumulate}: the loss of {type(task).__name__} is "
@@ -162,22 +176,36 @@ def gradients(
     engine: Engine,
     device: torch.device,
     seed: int,
+    scaler: torch.amp.GradScaler,
 ) -> Step:
-    """Forward and backward of a batch, part by part; ranks agree after the last one."""
+    """Forward and backward of a batch, part by part; ranks agree after the last one.
+
+    In fp16 gradients are those of the loss times the scale.
+    """
     parts: list[Step] = []
     for i in range(engine.accumulate):
         torch.manual_seed(_step_seed(seed, clock.step, i))  # so that any step can be replayed
         with _apart(forward) if i < engine.accumulate - 1 else nullcontext():
             try:
-                with torch.autocast(
-                    device.type, torch.bfloat16, enabled=engine.precision == "bf16"
-                ):
+                with _precise(engine, device):
                     done: Step = forward(next(batches), clock)
-                (done.loss / engine.accumulate).backward()
+                scaler.scale(done.loss / engine.accumulate).backward()
             except torch.OutOfMemoryError:
                 raise RunError(FULL) from None
         parts.append(replace(done, loss=done.loss.detach()))
     return parts[0] if len(parts) == 1 else _mean(parts)
+
+
+def _precise(engine: Engine, device: torch.device) -> torch.autocast:
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    kind = kinds.get(engine.precision)
+    return torch.autocast(device.type, kind, enabled=kind is not None)
+
+
+def _finite(norm: Tensor | None) -> float:
+    """0 where nothing was measured, or where it overflowed."""
+    value = norm.item() if norm is not None else 0.0
+    return value if math.isfinite(value) else 0.0
 
 
 def _apart(module: nn.Module) -> AbstractContextManager[None]:
@@ -235,7 +263,12 @@ def _step_seed(seed: int, step: int, part: int) -> int:
     return int(key.item()) & 0x7FFFFFFFFFFFFFFF
 
 
-def _restore(folder: Path, task: Task, optimizer: torch.optim.Optimizer) -> int:
+def _restore(
+    folder: Path,
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> int:
     saved, notes = checkpoint.latest(folder)
     if dist.rank() == 0:
         for note in notes:
@@ -246,7 +279,8 @@ def _restore(folder: Path, task: Task, optimizer: torch.optim.Optimizer) -> int:
                 f"resume: no whole checkpoint in {folder}; start again with --overwrite"
             )
         return 0
-    checkpoint.load(saved, task, optimizer)
+    if scale := checkpoint.load(saved, task, optimizer):
+        scaler.load_state_dict(scale)
     return saved.step
 
 

@@ -59,6 +59,8 @@ class PIC(Method[Backbone]):
         class_decay: float = 1e-4
         views: tuple[View, ...] = (View(strength=(0.8, 0.8, 0.8, 0.2)),)
 
+    own_gradients = True  # of the sampled rows of a classifier of all images
+
     def __init__(self, cfg: Config, encoder: Backbone) -> None:
         super().__init__()
         check(cfg)

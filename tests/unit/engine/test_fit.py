@@ -14,6 +14,7 @@ from saccade.engine.health import Health
 from saccade.errors import RunError
 from saccade.recipe import Engine, Optim
 
+OFF = torch.amp.GradScaler("cpu", enabled=False)
 PICTURES = torch.randn(18, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
@@ -95,7 +96,7 @@ def test_a_run_in_parts_goes_on_where_it_stopped(tmp_path, whole):
 def test_a_step_in_parts_reports_the_mean_and_all_rows():
     task, batches = Regression(), list(Loader(2).batches(0))[:4]
     engine = Engine(accumulate=4)
-    done = gradients(task, iter(batches), Clock(0, 1, 1), engine, torch.device("cpu"), 0)
+    done = gradients(task, iter(batches), Clock(0, 1, 1), engine, torch.device("cpu"), 0, OFF)
     alone = Regression()(torch.cat(batches), Clock(0, 1, 1))
     torch.testing.assert_close(done.loss, alone.loss.detach())
     torch.testing.assert_close(done.logs["error"], alone.logs["error"])
@@ -116,7 +117,7 @@ def test_ranks_meet_once_a_step(tmp_path):
 
         net.register_comm_hook(None, meet)
         batches = iter(Loader(2).batches(0))
-        gradients(net, batches, Clock(0, 1, 1), Engine(accumulate=4), torch.device("cpu"), 0)
+        gradients(net, batches, Clock(0, 1, 1), Engine(accumulate=4), torch.device("cpu"), 0, OFF)
     finally:
         dist.destroy_process_group()
     assert met == [6]
