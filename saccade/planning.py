@@ -14,6 +14,7 @@ import math
 import os
 import shutil
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -225,6 +226,7 @@ def _measure(trial: Trial, whole: int) -> Measured:
         return roomy and count * each * size < SECONDS
 
     size = max(filter(fits, sizes), default=sizes[0])
+    _say(f"measuring {count} steps of {size} pictures, about {words(count * each * size)}")
     watched, checkpoint = trial.steps(size, count)
     at = least if size == sizes[0] else trial.memory(size)
     below = size // 2 if size // 2 in sizes else 0
@@ -242,6 +244,7 @@ def _taken(trial: Trial, whole: int) -> tuple[list[int], float]:
     """Batches that the method takes, smallest first, and seconds of a picture in the smallest."""
     refused: ValueError | None = None
     sizes = trial.sizes(whole)
+    _say(f"trying steps of {sizes[0]} pictures")
     for i, size in enumerate(sizes):
         try:
             watched, _ = trial.steps(size, WARM + 2)
@@ -251,6 +254,10 @@ def _taken(trial: Trial, whole: int) -> tuple[list[int], float]:
         return sizes[i:], statistics.median(watched.seconds()) / size
     assert refused is not None
     raise refused
+
+
+def _say(text: str) -> None:
+    print(f"saccade: {text}", file=sys.stderr, flush=True)
 
 
 def remarks(run: Run, found: Plan, train: Source | Stream) -> list[str]:
