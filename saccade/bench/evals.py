@@ -3,10 +3,10 @@
 `knn`: the classes of test features by the vote of their 20 nearest of a bank, weighted by
 exp(cosine / .07). `saccade`; lightly's `knn_predict`, which is the same vote; `faiss`, which finds
 the neighbors for our vote; scikit-learn's `KNeighborsClassifier` with these weights. `logistic`:
-the softmax classifier at its optimum, ours and scikit-learn's, on features of mean 0 and variance
-1, and what it says of test features. Peers that are not installed are left out. Features are drawn:
-each class is a normal distribution of its own. `same` is the share of test features for which a
-peer says what we say: speed counts where that is near 1.
+the softmax classifier at its optimum, ours and scikit-learn's, to the same tolerance, on features
+of mean 0 and variance 1, and what it says of test features. Peers that are not installed are left
+out. Features are drawn: each class is a normal distribution of its own. `same` is the share of test
+features for which a peer says what we say: speed counts where that is near 1.
 """
 
 from __future__ import annotations
@@ -174,7 +174,8 @@ def regressed(drawn: Drawn) -> Int[Tensor, "n"]:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    solver = LogisticRegression(C=logistic.C, max_iter=logistic.STEPS, tol=1e-4)
+    settings = {"C": logistic.C, "max_iter": logistic.STEPS, "tol": logistic.TOLERANCE}
+    solver = LogisticRegression(**settings)
     model = make_pipeline(StandardScaler(), solver)
     model.fit(drawn.x.double().numpy(), drawn.y.numpy())
     return torch.from_numpy(model.predict(drawn.query.double().numpy()))

