@@ -176,7 +176,7 @@ def run(
         "flops": operations(backbone, size),
         "seconds": time.perf_counter() - began,
         "cpu_seconds": cpu_seconds() - used,
-        "results": [r.to_dict() for r in found],
+        "results": [{**r.to_dict(), "model": backbone} for r in found],
     }
 
 
