@@ -151,7 +151,7 @@ class Trial:
             tempfile.TemporaryDirectory() as folder,
             contextlib.redirect_stderr(io.StringIO()),  # it is no run that anybody follows
         ):
-            fit(
+            ended = fit(
                 pretraining.place(run, method, self.device),
                 watched,
                 run.optim,
@@ -163,6 +163,8 @@ class Trial:
                 device=self.device,
                 health=Health(remedy=method.remedy),
             )
+            if ended.interrupted:  # the loop saves and stops; here there is nothing to go on with
+                raise KeyboardInterrupt
             written = sum(f.stat().st_size for f in Path(folder).rglob("*.safetensors"))
         return watched, written
 
