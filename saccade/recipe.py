@@ -11,6 +11,7 @@ CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2470, 0.2435, 0.2616)
 
 LrRule = Literal["none", "linear-16", "linear-256", "linear-512", "sqrt-1024"]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]  # each the name of its package
 BatchNorm = Literal["frozen", "synchronized", "per-device"]
 
 
@@ -80,6 +81,7 @@ class Engine:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # fp16: for GPUs without bf16
     accumulate: int = 1  # parts that a batch goes through the network in, to save memory
     activation_checkpointing: bool = False  # blocks compute their insides twice, for the same
+    shard: bool = False  # ranks share weights, gradients and moments out among them
     compile: bool = False
     channels_last: bool = True  # for convolutional encoders
     cache: Cache = field(default_factory=Cache)
@@ -88,7 +90,7 @@ class Engine:
     save_seconds: float = 60.0  # between checkpoints
     keep: int = 2  # checkpoints
     knn_every: int = 5  # epochs between online kNN figures where labels exist; 0 never
-    tensorboard: bool = False
+    track: tuple[Tracker, ...] = ()  # who else is told what metrics.jsonl is told
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,9 @@ network before training, where encoders or their attention are measured.
 
 from __future__ import annotations
 
+import datetime
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 
 from . import studies, study_runs
+from .bench import machine, versions
 from .evals.comparison import COLORS, GRAY
 from .evals.interval import Interval, over_seeds
 from .evals.results import write_json
@@ -52,16 +55,17 @@ class Reproduced:
     values: dict[str, list[float]]  # accuracies of each arm, one a seed
     controls: dict[str, list[float]]  # the same before training
     orders: list[Order]
+    settings: dict[str, Any]  # of all runs
 
     @property
     def sentence(self) -> str:
         if not self.orders:
             return "The claim is about likeness: compare the intervals."
-        counts = [o.verdict for o in self.orders]
-        said = ", ".join(
-            f"{counts.count(v)} {v}" for v in ("holds", "not shown", "reversed") if v in counts
-        )
-        return f"Of {len(counts)} orderings of the paper: {said}."
+        counts = Counter(o.verdict for o in self.orders)
+        hold = "holds" if counts["holds"] == 1 else "hold"
+        words = {"holds": hold, "not shown": "not shown", "reversed": "reversed"}
+        said = ", ".join(f"{counts[v]} {word}" for v, word in words.items() if counts[v])
+        return f"Of {counts.total()} orderings of the paper: {said}."
 
 
 def reproduce(
@@ -87,10 +91,11 @@ def reproduce(
             if not any((r["arm"], r["seed"]) == (arm.name, seed) for r in report["runs"]):
                 report["runs"].append(study_runs.run(study, arm, seed, settings, out))
                 write_json(out / FILE, report)
-    return judge(study, [r for r in report["runs"] if r["seed"] < seeds])
+    rows = [r for r in report["runs"] if r["seed"] < seeds]
+    return judge(study, rows, {**settings, "seeds": seeds})
 
 
-def judge(study: Study, rows: Sequence[dict[str, Any]]) -> Reproduced:
+def judge(study: Study, rows: Sequence[dict[str, Any]], settings: dict[str, Any]) -> Reproduced:
     """The study's comparisons on the figures of its runs."""
     values = {a.name: [r["value"] for r in rows if r["arm"] == a.name] for a in study.arms}
     controls = {
@@ -104,12 +109,17 @@ def judge(study: Study, rows: Sequence[dict[str, Any]]) -> Reproduced:
         a, b = published[better], published[worse]
         gap = None if a is None or b is None else a - b
         orders.append(Order(better, worse, over_seeds([x - y for x, y in pairs]), gap))
-    return Reproduced(study, values, controls, orders)
+    return Reproduced(study, values, controls, orders, settings)
 
 
 def to_dict(found: Reproduced) -> dict[str, Any]:
     """Plain values, ready for JSON; accuracies are fractions of 1."""
     return {
+        "bench": "reproduce",
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        "versions": versions(),
+        "settings": found.settings,
         "claim": found.study.claim,
         "source": found.study.source,
         "verdict": found.sentence,

@@ -16,8 +16,9 @@ from . import run as runs
 from .backbones.timm_state import load_timm_state, timm_state
 from .core import Backbone, PatchBackbone, Task
 from .data.bad import Bad
-from .engine import distributed
+from .engine import distributed, trackers
 from .nn import dist
+from .recipe import Engine
 from .run import Run, TrainRun
 
 BAD = "bad_files.jsonl"
@@ -28,6 +29,11 @@ DONE = "done.json"  # written last: the run is whole
 def prepare(run: Run | TrainRun, out: Path, *, resume: bool, overwrite: bool) -> None:
     """Check what can be checked without work; nothing is written. Raises ValueError."""
     distributed.check_devices(run.engine.devices)
+    _check_shard(run.engine)
+    if absent := trackers.missing(run.engine.track):
+        raise ValueError(
+            f"setting engine.track: {absent} is not here; pip install {absent}, or drop it"
+        )
     parts = run.engine.accumulate
     if parts < 1:
         raise ValueError(f"setting engine.accumulate={parts} is no number of parts; give 1 or more")
@@ -46,6 +52,19 @@ def prepare(run: Run | TrainRun, out: Path, *, resume: bool, overwrite: bool) ->
             raise ValueError(
                 f"setting out: {out} is not a run, so it is not overwritten; remove it"
             )
+
+
+def _check_shard(engine: Engine) -> None:
+    if engine.shard and distributed.ranks(engine.devices) < 2:
+        raise ValueError(
+            "setting engine.shard=true has nothing to share with 1 device; set it to false, or "
+            "give --devices 2 or more"
+        )
+    if engine.shard and engine.precision == "fp16":
+        raise ValueError(
+            "setting engine.shard=true: the loss scale of fp16 does not look into pieces; choose "
+            "engine.precision=bf16 or fp32"
+        )
 
 
 def start_folder(run: Run | TrainRun, out: Path, *, resume: bool) -> None:

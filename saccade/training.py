@@ -30,6 +30,7 @@ from .domains import Domain
 from .engine import distributed
 from .engine.fit import Loader, fit
 from .engine.health import Health
+from .engine.sharding import whole_again
 from .evals.results import Result
 from .nn import dist, norm
 from .run import TrainRun
@@ -88,6 +89,8 @@ def train(run: TrainRun, out: Path, *, resume: bool = False, overwrite: bool = F
         )
         if run.precise_steps and not ended.interrupted:
             norm.remeasure(system, _passes(system, loader, run, steps))
+        if run.engine.shard:
+            system = whole_again(build(run), system)
         if first:
             write_bad(out / stage.BAD, [*domain.bad(data), *domain.later_bad(loader)])
             _keep(run, system, out)

@@ -12,6 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that tests can import `toys`
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of workers, and of processes that tests start
 os.environ["SACCADE_CACHE"] = tempfile.mkdtemp()  # figures of baselines, new in every session
 
 

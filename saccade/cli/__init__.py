@@ -57,6 +57,7 @@ def pretrain(
     cache: Annotated[str, typer.Option(help="Folder of a packed copy, made on first use.")] = "",
     workers: Annotated[int, typer.Option(min=0, help="Threads that decode, per rank.")] = 0,
     devices: Annotated[int, typer.Option(min=0, help="GPUs, or processes on a CPU.")] = 0,
+    shard: Annotated[bool, typer.Option("--shard", help="Devices share out the weights.")] = False,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "",
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     sets: Sets = [],  # noqa: B006
@@ -72,6 +73,7 @@ def pretrain(
         "engine.cache.folder": cache,
         "engine.workers": workers,
         "engine.devices": devices,
+        "engine.shard": "true" if shard else "",
         "engine.precision": precision,
         "backbone.name": backbone,
     }
@@ -112,6 +114,7 @@ def train(
     config: Annotated[Path | None, typer.Option(help="A run.json to run again.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Threads that decode, per rank.")] = 0,
     devices: Annotated[int, typer.Option(min=0, help="GPUs, or processes on a CPU.")] = 0,
+    shard: Annotated[bool, typer.Option("--shard", help="Devices share out the weights.")] = False,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "",
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     sets: Sets = [],  # noqa: B006
@@ -125,6 +128,7 @@ def train(
         "batch_size": batch_size,
         "engine.workers": workers,
         "engine.devices": devices,
+        "engine.shard": "true" if shard else "",
         "engine.precision": precision,
         "backbone.name": backbone,
     }

@@ -23,6 +23,7 @@ def plan(
     config: Annotated[Path | None, typer.Option(help="A run.json.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Threads that decode, per rank.")] = 0,
     devices: Annotated[int, typer.Option(min=0, help="GPUs, or processes on a CPU.")] = 0,
+    shard: Annotated[bool, typer.Option("--shard", help="Devices share out the weights.")] = False,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "",
     hours: Annotated[float, typer.Option(min=0, help="Also say how many steps fit.")] = 0.0,
     sets: Annotated[
@@ -40,6 +41,7 @@ def plan(
         "batch_size": batch_size,
         "engine.workers": workers,
         "engine.devices": devices,
+        "engine.shard": "true" if shard else "",
         "engine.precision": precision,
         "backbone.name": backbone,
     }

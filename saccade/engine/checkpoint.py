@@ -20,6 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..core import Task
+from ..nn import dist
+from .sharding import cut_like, in_pieces, whole
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 SUMS = "SHA256SUMS"
@@ -43,13 +45,17 @@ def save(
 ) -> Path:
     """Write the state in front of `step`, then drop all but the newest `keep` checkpoints.
 
-    `scale` is the state of the loss scale of fp16.
+    `scale` is the state of the loss scale of fp16. Of a sharded task every rank must save; the
+    first one writes.
     """
+    model, moments = _whole(task.state_dict()), _whole(dict(_flat(optimizer)))
     final, beside = folder / f"step-{step:08d}", folder / f".writing-{step:08d}"
+    if dist.rank():
+        return final
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    save_file(_whole(task.state_dict()), beside / FILES[0])
-    save_file(_whole(dict(_flat(optimizer))), beside / FILES[1])
+    save_file(model, beside / FILES[0])
+    save_file(moments, beside / FILES[1])
     state = {"step": step, "torch": torch.__version__} | ({"scale": scale} if scale else {})
     (beside / FILES[2]).write_text(json.dumps(state))
     (beside / SUMS).write_text("".join(f"{_digest(beside / f)}  {f}\n" for f in FILES))
@@ -96,19 +102,24 @@ def broken(path: Path) -> str | None:
     return None
 
 
-def load(saved: Saved, task: Task, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """Put a checkpoint back, exactly: every tensor must be there with its shape.
+def load(saved: Saved, task: Task) -> None:
+    """Put the weights and buffers back, exactly: every tensor must be there with its shape."""
+    task.load_state_dict(load_file(saved.path / FILES[0]), strict=True)
+
+
+def load_optimizer(saved: Saved, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Put the optimizer's state back, in pieces where its parameters are.
 
     The state of the loss scale comes out; it is empty but in fp16.
     """
-    task.load_state_dict(load_file(saved.path / FILES[0]), strict=True)
     flat = load_file(saved.path / FILES[1])
     for index, p in enumerate(_params(optimizer)):
         state = optimizer.state[p]
         for key in [k for k in flat if k.startswith(f"{index}.")]:
             value, name = flat[key], key.partition(".")[2]
             # moments take the memory layout of their parameter, step counters stay scalars
-            state[name] = torch.empty_like(p).copy_(value) if value.shape == p.shape else value
+            own = value.shape == p.shape
+            state[name] = torch.empty_like(p).copy_(cut_like(value, p)) if own else value
     return json.loads((saved.path / FILES[2]).read_text()).get("scale", {})
 
 
@@ -125,7 +136,13 @@ def _flat(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
 
 
 def _whole(tensors: dict[str, Any]) -> dict[str, Tensor]:
-    return {name: t.detach().contiguous() for name, t in tensors.items()}
+    """What the first rank writes. Pieces are put together one tensor at a time, off the device."""
+    found: dict[str, Tensor] = {}
+    for name, t in tensors.items():
+        x = whole(t.detach())
+        if dist.rank() == 0:
+            found[name] = x.cpu() if in_pieces(t) else x.contiguous()
+    return found
 
 
 def _digest(path: Path) -> str:

@@ -27,6 +27,7 @@ from . import checkpoint, optim, schedules
 from .health import FirstBad, Health
 from .log import Recorder
 from .recompute import recompute
+from .sharding import shard
 
 
 @runtime_checkable
@@ -83,13 +84,18 @@ def fit(
     check_engine(task, engine)
     epoch_steps = updates(loader, engine, batch_size)
     folder, first_rank = out / "checkpoints", dist.rank() == 0
+    saved = _newest(folder) if resume else None
+    if saved:
+        checkpoint.load(saved, task)
+    forward = _wrap(task, engine, device)
     optimizer = optim.build(task, cfg)
     scaler = torch.amp.GradScaler(device.type, enabled=engine.precision == "fp16")
-    start = _restore(folder, task, optimizer, scaler) if resume else 0
-    recorder = Recorder(out, start, tensorboard=engine.tensorboard, active=first_rank)
+    if saved and (scale := checkpoint.load_optimizer(saved, optimizer)):
+        scaler.load_state_dict(scale)
+    start = saved.step if saved else 0
+    recorder = Recorder(out, start, track=engine.track, active=first_rank)
     if engine.precision == "fp16" and device.type == "cpu":
         recorder.say("saccade: processors do fp16 in software, many times slower; choose bf16")
-    forward = _wrap(task, engine, device)
     params = [p for p in task.parameters() if p.requires_grad]
     peak = scaled_lr(cfg.lr, cfg.lr_rule, batch_size)
     bad, began, saved_at = FirstBad(device), time.perf_counter(), time.perf_counter()
@@ -130,10 +136,13 @@ def fit(
             step += 1
             if probe and engine.knn_every and step % (engine.knn_every * epoch_steps) == 0:
                 recorder.event(clock, probe())
-            stopping = _agreed(stop, step, engine.log_every)
-            now = time.perf_counter()
-            if first_rank and (stopping or step == steps or now - saved_at > engine.save_seconds):
-                _check_here(bad, folder)
+            stopping = _agreed(bool(stop), step, engine.log_every)
+            due = time.perf_counter() - saved_at > engine.save_seconds
+            if engine.shard:
+                due = _agreed(due, step, engine.log_every)
+            if (first_rank or engine.shard) and (stopping or step == steps or due):
+                look = _check if engine.shard else _check_here
+                look(bad, folder)
                 scale = scaler.state_dict()  # empty but in fp16
                 checkpoint.save(folder, task, optimizer, step, engine.keep, scale)
                 saved_at = time.perf_counter()
@@ -237,9 +246,11 @@ def _wrap(task: Task, engine: Engine, device: torch.device) -> nn.Module:
     module: nn.Module = task
     if engine.activation_checkpointing:
         recompute(task)
+    if engine.shard:
+        shard(task)
     if engine.compile:
         module = torch.compile(module)  # type: ignore[assignment]
-    if dist.world() > 1:
+    if dist.world() > 1 and not engine.shard:
         ids = [device] if device.type == "cuda" else None
         module = DistributedDataParallel(
             module, device_ids=ids, find_unused_parameters=True, **BUFFERS_STAY
@@ -263,25 +274,15 @@ def _step_seed(seed: int, step: int, part: int) -> int:
     return int(key.item()) & 0x7FFFFFFFFFFFFFFF
 
 
-def _restore(
-    folder: Path,
-    task: Task,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-) -> int:
+def _newest(folder: Path) -> checkpoint.Saved | None:
+    """The newest whole checkpoint; the first rank says which ones are damaged."""
     saved, notes = checkpoint.latest(folder)
     if dist.rank() == 0:
         for note in notes:
             print(f"saccade: {note}", flush=True)
-    if saved is None:
-        if notes:
-            raise ValueError(
-                f"resume: no whole checkpoint in {folder}; start again with --overwrite"
-            )
-        return 0
-    if scale := checkpoint.load(saved, task, optimizer):
-        scaler.load_state_dict(scale)
-    return saved.step
+    if notes and saved is None:
+        raise ValueError(f"resume: no whole checkpoint in {folder}; start again with --overwrite")
+    return saved
 
 
 def _check(bad: FirstBad, folder: Path) -> None:
@@ -324,11 +325,11 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(n, handler)
 
 
-def _agreed(stop: list[int], step: int, every: int) -> bool:
-    """Stop now? One rank looks each step; many ask each other, now and then."""
+def _agreed(wanted: bool, step: int, every: int) -> bool:
+    """Does any rank want it now? One looks each step; many ask each other, now and then."""
     if dist.world() == 1:
-        return bool(stop)
+        return wanted
     if step % every:
         return False
-    flag: Tensor = torch.tensor(0.0 if stop else 1.0)
+    flag: Tensor = torch.tensor(0.0 if wanted else 1.0)
     return dist.lowest(flag.cuda() if torch.cuda.is_available() else flag).item() == 0.0

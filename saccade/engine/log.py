@@ -11,22 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from ..core import Clock
+from ..recipe import Tracker
+from .trackers import Board, boards
 
 LOG = "metrics.jsonl"
 REDRAWN, REPEATED = 0.2, 60.0  # seconds between two of a counter's lines: on a terminal, elsewhere
 
 
 class Recorder:
-    """Writes `metrics.jsonl` (and TensorBoard events if asked); rank 0 only."""
+    """Writes `metrics.jsonl`, and tells the trackers that are asked for; rank 0 only."""
 
-    def __init__(self, out: Path, start: int, *, tensorboard: bool, active: bool) -> None:
+    def __init__(
+        self, out: Path, start: int, *, track: tuple[Tracker, ...] = (), active: bool
+    ) -> None:
         self.active = active
         self.rate = Rate()
         if not active:
             return
         _cut(out / LOG, start)
+        self.boards = boards(track, out, start)
         self.file = (out / LOG).open("a")
-        self.board = _board(out, start) if tensorboard else None
         self.live = _live() if sys.stderr.isatty() else None
         self.task = self.live.add_task("", total=None) if self.live else None
 
@@ -63,16 +67,27 @@ class Recorder:
             self.file.close()
             if self.live:
                 self.live.stop()
-            if self.board:
-                self.board.close()
+            for name in list(self.boards):
+                self._tell(name, lambda board: board.close())
 
     def _write(self, row: dict[str, Any]) -> None:
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
-        if self.board:
-            for name, value in row.items():
-                if isinstance(value, (int, float)):
-                    self.board.add_scalar(name, value, row["step"])
+        numbers = {k: float(v) for k, v in row.items() if isinstance(v, (int, float))}
+        figures = {k: v for k, v in numbers.items() if k != "step"}
+        if not figures.keys() - {"epoch"}:
+            return
+        for name in list(self.boards):
+            self._tell(name, lambda board: board.log(figures, row["step"]))
+
+    def _tell(self, name: str, what: Callable[[Board], None]) -> None:
+        """A tracker that fails is left out from then on: training goes on."""
+        try:
+            what(self.boards[name])
+        except Exception as error:
+            del self.boards[name]
+            said = str(error).strip().partition("\n")[0]
+            self.say(f"saccade: {name} fails ({said}) and is left out; {LOG} goes on")
 
 
 class Rate:
@@ -130,16 +145,6 @@ def _cut(path: Path, start: int) -> None:
     beside = path.with_suffix(".tmp")
     beside.write_text("".join(json.dumps(row) + "\n" for row in kept))
     os.replace(beside, path)
-
-
-def _board(out: Path, start: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ValueError(
-            "setting engine.tensorboard: tensorboard is not here; pip install 'saccade[track]'"
-        ) from None
-    return SummaryWriter(str(out / "tensorboard"), purge_step=start)
 
 
 def _live() -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..core import Task
 from ..recipe import Optim
+from .sharding import whole
 
 
 class Lars(torch.optim.Optimizer):
@@ -117,10 +118,10 @@ def clip(params: Iterable[nn.Parameter], most: float, by: str) -> Tensor:
     """Scale gradients down to a norm, of all together or of each tensor; the norm before it."""
     params = [p for p in params if p.grad is not None]
     if by == "all":
-        return nn.utils.clip_grad_norm_(params, most or float("inf"))
+        return whole(nn.utils.clip_grad_norm_(params, most or float("inf")))
     grads = [p.grad for p in params if p.grad is not None]
     norms = torch.stack(torch._foreach_norm(grads))  # pyright: ignore[reportPrivateImportUsage]
     if most:
         scales = (most / (norms + 1e-6)).clamp(max=1.0).unbind()
         torch._foreach_mul_(grads, list(scales))  # pyright: ignore[reportPrivateImportUsage]
-    return norms.norm()
+    return whole(norms.norm())

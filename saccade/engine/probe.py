@@ -38,7 +38,7 @@ class OnlineKnn:
         self.size, self.normalize = size, normalize
         self.batch_size, self.threads = batch_size, threads
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, backbone: Backbone) -> float:
         training = backbone.training
         backbone.eval()

@@ -1,4 +1,4 @@
-"""Train every toy method on one of several gloo ranks: python ranks.py RANK WORLD STORE OUT."""
+"""Train every toy method on one of several ranks: python ranks.py RANK WORLD STORE OUT [shard]."""
 
 import sys
 
@@ -10,6 +10,7 @@ from toys import SIZES, build, noise, share
 from saccade import methods
 from saccade.core import Clock
 from saccade.engine.fit import BUFFERS_STAY
+from saccade.engine.sharding import shard, whole
 from saccade.nn.dist import mean
 from saccade.nn.norm import synchronize
 
@@ -26,11 +27,14 @@ VARIANTS["pixpro instance"] = ("pixpro", {"instance": "simclr", "instance_weight
 VARIANTS["moco symmetric"] = ("moco", {"symmetric": True})
 
 
-def run(name, settings, rank, world):
+def run(name, settings, rank, world, sharded):
     """Losses of all steps, the gradients of the first, and the final state."""
     task = build(name, **settings).train()
     synchronize(task)
-    call = DistributedDataParallel(task, **BUFFERS_STAY) if world > 1 else task
+    if sharded:
+        shard(task)
+    plain = sharded or world == 1
+    call = task if plain else DistributedDataParallel(task, **BUFFERS_STAY)
     params = {k: p for k, p in task.named_parameters() if p.requires_grad}
     optimizer = torch.optim.SGD(params.values(), 0.01, 0.9)
     losses, first = [], {}
@@ -39,12 +43,14 @@ def run(name, settings, rank, world):
         loss = call(share(noise(i, B, SIZES.get(name, (32, 32))), rank, world), clock).loss
         optimizer.zero_grad()
         loss.backward()
-        first = first or {k: p.grad.clone() for k, p in params.items()}
+        first = first or {k: whole(p.grad).clone() for k, p in params.items()}
         task.before_update(clock)
         optimizer.step()
         task.after_update(clock)
         losses.append(mean(loss).item())
-    return {"losses": losses, "gradients": first, "state": task.state_dict()}
+    state = {k: whole(v.detach()) for k, v in task.state_dict().items()}
+    held = [p.to_local().numel() if sharded else p.numel() for p in task.parameters()]
+    return {"losses": losses, "gradients": first, "state": state, "held": sum(held)}
 
 
 def main():
@@ -52,7 +58,8 @@ def main():
     torch.set_num_threads(1)
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    found = {k: run(name, settings, rank, world) for k, (name, settings) in VARIANTS.items()}
+    sharded = sys.argv[5:] == ["shard"]
+    found = {k: run(*v, rank, world, sharded) for k, v in VARIANTS.items()}
     torch.save(found, f"{out}.{rank}")
     if world > 1:
         dist.destroy_process_group()

@@ -246,31 +246,24 @@ def test_another_package_adds_a_method_by_an_entry_point(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """20 steps of every method on one process, and on two: (one, first of two, second of two)."""
+    """20 steps of every method on one process, on two, and on two that share the weights out."""
     out, script = tmp_path_factory.mktemp("ranks"), Path(__file__).with_name("ranks.py")
-    for world in (1, 2):
+    for kind, world in (("one", 1), ("two", 2), ("shard", 2)):
+        words = [str(world), out / f"store {kind}", out / kind]
+        words += ["shard"] if kind == "shard" else []
         ranks = [
-            subprocess.Popen(
-                [
-                    sys.executable,
-                    script,
-                    str(r),
-                    str(world),
-                    out / f"store{world}",
-                    out / str(world),
-                ],
-                env=PATHS,
-            )
+            subprocess.Popen([sys.executable, script, str(r), *words], env=PATHS)
             for r in range(world)
         ]
         assert [p.wait(timeout=240) for p in ranks] == [0] * world
-    return [torch.load(out / name) for name in ("1.0", "2.0", "2.1")]
+    return {path.name: torch.load(path) for path in out.glob("*.?")}
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["two", "shard"])
 @pytest.mark.parametrize("name", [*NAMES, "moco symmetric", "pixpro instance"])
-def test_two_ranks_train_as_one(runs, name):
-    one, two, _ = (r[name] for r in runs)
+def test_two_ranks_train_as_one(runs, name, kind):
+    one, two = runs["one.0"][name], runs[f"{kind}.0"][name]
     assert len(one["losses"]) == 20
     assert two["losses"] == pytest.approx(one["losses"], abs=1e-4, rel=0)
     for key, value in one["gradients"].items():
@@ -281,8 +274,17 @@ def test_two_ranks_train_as_one(runs, name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["two", "shard"])
 @pytest.mark.parametrize("name", [*NAMES, "moco symmetric", "pixpro instance"])
-def test_ranks_agree_to_the_bit_on_all_state(runs, name):
+def test_ranks_agree_to_the_bit_on_all_state(runs, name, kind):
     """Weights, teachers, queues, centers and batch statistics."""
-    _, first, second = (r[name]["state"] for r in runs)
+    first, second = (runs[f"{kind}.{rank}"][name]["state"] for rank in (0, 1))
     assert all(torch.equal(v, second[k]) for k, v in first.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_ranks_that_share_weights_hold_every_one_once_and_half_of_them_each(runs, name):
+    first, second = (runs[f"shard.{rank}"][name]["held"] for rank in (0, 1))
+    assert first + second == runs["one.0"][name]["held"]
+    assert 0.4 < first / (first + second) < 0.6

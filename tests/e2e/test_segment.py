@@ -91,16 +91,17 @@ def test_a_fine_tuned_backbone_is_weights_like_any_other(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_ranks_give_the_loss_of_one(data, tmp_path):
+def test_two_ranks_that_share_the_weights_out_give_the_loss_of_one(data, tmp_path):
     losses = []
-    for devices in ("1", "2"):
-        out = tmp_path / devices
+    for ranks in (["1"], ["2", "--shard"]):
+        out = tmp_path / ranks[0]
         args = ["train", "segment", data, *TINY, "--steps", 2, "--batch-size", 4, "--out", out]
-        command = [sys.executable, "-m", "saccade", *map(str, args), "--devices", devices]
+        command = [sys.executable, "-m", "saccade", *map(str, args), "--devices", *ranks]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         lines = (out / "metrics.jsonl").read_text().splitlines()
         losses.append([json.loads(line)["loss"] for line in lines])
+        assert (out / "results.json").is_file()
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 

@@ -129,6 +129,7 @@ def test_batches_are_halved_as_far_as_parts_allow(photos, batch, parts, sizes):
         ([], {"memory": 3 * 10**9, "device_memory": 2 * 10**9}, "a step needs more memory"),
         ([], {"disk": 11, "free_disk": 10}, "the run folder needs more room"),
         ([], {"data_wait": 0.5}, "50 % of a step waits for pictures"),
+        (["engine.devices=2", "engine.shard=true"], {}, "memory is that of one device"),
         (["method.views.0.size=80"], {}, "pictures of 32 pixels are enlarged to views of 80"),
     ],
 )

@@ -103,14 +103,15 @@ def test_orderings_are_paired_by_seed():
         order=(("a", "b"), ("b", "c"), ("a", "c")),
     )
     found = reproduction.judge(
-        study, rows(a=[0.5, 0.3, 0.4], b=[0.4, 0.2, 0.3], c=[0.9, 0.2, 0.25])
+        study, rows(a=[0.5, 0.3, 0.4], b=[0.4, 0.2, 0.3], c=[0.9, 0.2, 0.25]), {}
     )
     assert [o.verdict for o in found.orders] == ["holds", "not shown", "not shown"]
     assert found.orders[0].difference.value == pytest.approx(0.1)
     assert found.orders[0].published == pytest.approx(0.1)
     assert found.sentence == "Of 3 orderings of the paper: 1 holds, 2 not shown."
-    swapped = reproduction.judge(study, rows(a=[0.2, 0.1], b=[0.3, 0.2], c=[0.1, 0.0]))
+    swapped = reproduction.judge(study, rows(a=[0.2, 0.1], b=[0.3, 0.2], c=[0.1, 0.0]), {})
     assert [o.verdict for o in swapped.orders] == ["reversed", "holds", "holds"]
+    assert swapped.sentence == "Of 3 orderings of the paper: 2 hold, 1 reversed."
 
 
 @pytest.fixture
@@ -265,6 +266,9 @@ def test_growth_needs_no_training_and_is_not_shown_as_points(tmp_path, monkeypat
     args = ["reproduce", "tiny", "--out", tmp_path / "out", "--seeds", "2"]
     assert saccade(*args, "--plot", tmp_path / "p.png", "--json", "-") == 0
     said = json.loads(capsys.readouterr().out)
+    assert said["settings"]["study"] == "tiny"
+    assert said["settings"]["seeds"] == 2
+    assert {"date", "machine", "versions"} <= said.keys()
     assert said["orders"][0]["verdict"] == "holds"
     assert said["arms"]["convolution"]["ours"]["value"] == pytest.approx(1, abs=0.1)
     assert said["arms"]["pairs"]["ours"]["value"] > 1.5  # the map itself is linear

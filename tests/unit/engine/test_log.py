@@ -7,7 +7,7 @@ from saccade.engine.log import LOG, Recorder, rows
 def test_resuming_drops_what_came_after_the_checkpoint(tmp_path):
     lines = [json.dumps({"step": s, "loss": 1.0}) for s in range(5)]
     (tmp_path / LOG).write_text("\n".join(lines) + '\n{"step": 5, "lo')
-    recorder = Recorder(tmp_path, 3, tensorboard=False, active=True)
+    recorder = Recorder(tmp_path, 3, active=True)
     recorder.step(Clock(3, 10, 5), {"loss": 2.0}, 8, 0.0)
     recorder.close()
     assert [(r["step"], r["loss"]) for r in rows(tmp_path / LOG)] == [
@@ -19,14 +19,14 @@ def test_resuming_drops_what_came_after_the_checkpoint(tmp_path):
 
 
 def test_other_ranks_write_nothing(tmp_path):
-    recorder = Recorder(tmp_path, 0, tensorboard=False, active=False)
+    recorder = Recorder(tmp_path, 0, active=False)
     recorder.step(Clock(0, 10, 5), {"loss": 2.0}, 8, 0.0)
     recorder.close()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_report_holds_speed_and_waiting(tmp_path, capsys):
-    recorder = Recorder(tmp_path, 0, tensorboard=False, active=True)
+    recorder = Recorder(tmp_path, 0, active=True)
     recorder.step(Clock(0, 10, 5), {"loss": 2.0, "rankme": 7.0}, 8, 0.0)
     recorder.step(Clock(1, 10, 5), {"loss": 1.5, "rankme": 8.0}, 16, 0.0)
     recorder.close()
@@ -39,7 +39,7 @@ def test_a_report_holds_speed_and_waiting(tmp_path, capsys):
 def test_tensorboard_events_hold_the_scalars(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    recorder = Recorder(tmp_path, 0, tensorboard=True, active=True)
+    recorder = Recorder(tmp_path, 0, track=("tensorboard",), active=True)
     recorder.step(Clock(0, 10, 5), {"loss": 2.5}, 8, 0.0)
     recorder.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
