@@ -57,6 +57,7 @@ def integers(key: Int[Tensor, "b"], n: int, below: int, name: str) -> Int[Tensor
     return ((_bits(key, n, name) >> 1) & ((1 << 63) - 1)) % below
 
 
+@torch.compiler.disable  # which cannot see through `salt`, and made a graph for each length
 def _bits(key: Tensor, n: int, name: str) -> Tensor:
     at = torch.arange(n, device=key.device)
     return fold(fold(key, salt(name))[:, None].expand(-1, n), at.expand(len(key), -1))

@@ -246,39 +246,37 @@ def test_another_package_adds_a_method_by_an_entry_point(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """20 steps of every method on one process, on two, and on two that share the weights out."""
+    """Steps of every method on one process, on two, and on two that share the weights out."""
     out, script = tmp_path_factory.mktemp("ranks"), Path(__file__).with_name("ranks.py")
-    for kind, world in (("one", 1), ("two", 2), ("shard", 2)):
-        words = [str(world), out / f"store {kind}", out / kind]
-        words += ["shard"] if kind == "shard" else []
-        ranks = [
-            subprocess.Popen([sys.executable, script, str(r), *words], env=PATHS)
-            for r in range(world)
-        ]
-        assert [p.wait(timeout=240) for p in ranks] == [0] * world
+    ranks = [subprocess.Popen([sys.executable, script, str(r), out], env=PATHS) for r in range(2)]
+    try:
+        assert ranks[0].wait(timeout=480) == ranks[1].wait(timeout=60) == 0
+    finally:
+        for p in ranks:
+            p.kill()
     return {path.name: torch.load(path) for path in out.glob("*.?")}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["two", "shard"])
+@pytest.mark.parametrize(("kind", "steps"), [("two", 20), ("shard", 5)])
 @pytest.mark.parametrize("name", [*NAMES, "moco symmetric", "pixpro instance"])
-def test_two_ranks_train_as_one(runs, name, kind):
+def test_two_ranks_train_as_one(runs, name, kind, steps):
     one, two = runs["one.0"][name], runs[f"{kind}.0"][name]
-    assert len(one["losses"]) == 20
-    assert two["losses"] == pytest.approx(one["losses"], abs=1e-4, rel=0)
+    assert len(two["losses"]) == steps
+    assert two["losses"] == pytest.approx(one["losses"][:steps], abs=1e-4, rel=0)
     for key, value in one["gradients"].items():
         size = value.abs().max().item()
         torch.testing.assert_close(two["gradients"][key], value, atol=1e-4 * size, rtol=0)
-    for key, value in one["state"].items():
-        torch.testing.assert_close(two["state"][key], value, atol=1e-4, rtol=1e-3)
+    for key, value in one["states"][steps].items():
+        torch.testing.assert_close(two["states"][steps][key], value, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["two", "shard"])
+@pytest.mark.parametrize(("kind", "steps"), [("two", 20), ("shard", 5)])
 @pytest.mark.parametrize("name", [*NAMES, "moco symmetric", "pixpro instance"])
-def test_ranks_agree_to_the_bit_on_all_state(runs, name, kind):
+def test_ranks_agree_to_the_bit_on_all_state(runs, name, kind, steps):
     """Weights, teachers, queues, centers and batch statistics."""
-    first, second = (runs[f"{kind}.{rank}"][name]["state"] for rank in (0, 1))
+    first, second = (runs[f"{kind}.{rank}"][name]["states"][steps] for rank in (0, 1))
     assert all(torch.equal(v, second[k]) for k, v in first.items())
 
 

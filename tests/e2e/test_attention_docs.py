@@ -6,8 +6,7 @@ from pathlib import Path
 
 import boxes
 import pytest
-
-from saccade import cli
+from terminal import saccade
 
 TEXT = (Path(__file__).parents[2] / "docs" / "attention.md").read_text()
 TRAIN = [
@@ -48,5 +47,5 @@ def test_the_commands_run(tmp_path, monkeypatch):
     assert len(found) == 8
     for args in found:
         args = [*args, *small.get(args[0], [])]
-        code = cli.guarded(lambda args=args: cli.app(args, standalone_mode=False))
+        code = saccade(*args)
         assert code == 0, " ".join(args)

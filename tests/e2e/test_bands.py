@@ -6,17 +6,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tifffile
+from terminal import saccade
 
-from saccade import cli
 from saccade.data import speed
 
 SIMCLR = ["--method", "simclr", "--backbone", "resnet10_w16", "--set", "method.hidden=32"]
 MAE = ["--method", "mae", "--backbone", "vit_nano_patch8_64"]
 SHORT = ["--recipe", "small", "--steps", 2, "--batch-size", 8, "--set", "engine.knn_every=0"]
-
-
-def saccade(*args):
-    return cli.guarded(lambda: cli.app([str(a) for a in args], standalone_mode=False))
 
 
 @pytest.fixture

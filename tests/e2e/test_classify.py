@@ -9,19 +9,15 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from terminal import saccade
 
-from saccade import cli, training
+from saccade import training
 
 TINY = [
     *("--backbone", "resnet10_w16", "--batch-size", "12", "--workers", "1", "--steps", "2"),
     *("--set", "engine.log_every=1"),
 ]
 FROM = TINY[2:]  # weights bring their backbone
-
-
-def saccade(*args):
-    """Exit code of a command."""
-    return cli.guarded(lambda: cli.app([str(a) for a in args], standalone_mode=False))
 
 
 @pytest.fixture(scope="module")

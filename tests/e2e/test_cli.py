@@ -8,8 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-
-from saccade import cli
+from terminal import on_two_ranks, saccade
 
 TINY = [
     *("--recipe", "small", "--backbone", "resnet10_w16", "--batch-size", "32"),
@@ -27,11 +26,6 @@ def pictures(tmp_path):
     x, xt = draw(y).astype(np.uint8), draw(yt).astype(np.uint8)
     np.savez(path, x=x, y=y.astype(np.uint8), xt=xt, yt=yt.astype(np.uint8))
     return path
-
-
-def saccade(*args):
-    """Exit code of a command."""
-    return cli.guarded(lambda: cli.app([str(a) for a in args], standalone_mode=False))
 
 
 def subprocess_saccade(*args):
@@ -88,14 +82,14 @@ def test_run_json_runs_again_to_the_same_weights(pictures, tmp_path):
     assert weights[0] == weights[1]
 
 
-def test_two_ranks_train_through_the_command_line(pictures, tmp_path):
+def test_two_ranks_train_through_the_command_line(pictures, tmp_path, monkeypatch, capfd):
     unlabelled = tmp_path / "unlabelled.npz"
     with np.load(pictures) as arrays:
         np.savez(unlabelled, x=arrays["x"])
     args = ["pretrain", unlabelled, "--method", "simclr", *TINY, "--steps", 3, "--out"]
     assert saccade(*args, tmp_path / "1") == 0
-    done = subprocess_saccade("-m", "saccade", *map(str, [*args, tmp_path / "2"]), "--devices", "2")
-    assert "nothing is measured" in done.stderr
+    assert on_two_ranks(monkeypatch, *args, tmp_path / "2") == 0
+    assert "nothing is measured" in capfd.readouterr().err
     one, two = (
         [
             json.loads(line)["loss"]

@@ -10,8 +10,7 @@ import masks
 import numpy as np
 import pytest
 from PIL import Image
-
-from saccade import cli
+from terminal import saccade
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
@@ -95,7 +94,7 @@ def test_every_command_runs(name, desk, monkeypatch):
             args = [*args, *DETECT]
         if args[:2] in (["train", "classify"], ["train", "distill"]):
             args = [*args, *SMALL[:4]]
-        code = cli.guarded(lambda args=args: cli.app(args, standalone_mode=False))
+        code = saccade(*args)
         assert code == 0, " ".join(args)
 
 

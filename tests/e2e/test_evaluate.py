@@ -6,13 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from terminal import saccade
 
-from saccade import cli, weights
+from saccade import weights
 from saccade.backbones.timm_state import timm_state
-
-
-def saccade(*args):
-    return cli.guarded(lambda: cli.app([str(a) for a in args], standalone_mode=False))
 
 
 @pytest.fixture

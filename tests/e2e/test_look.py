@@ -5,16 +5,12 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from terminal import saccade
 
-from saccade import cli, looking
+from saccade import looking
 
 EVERYWHERE = {"pca", "foreground", "similarity", "neighbors"}
 ATTENTIVE = EVERYWHERE | {"attention", "degeneracy"}
-
-
-def saccade(*args):
-    """Exit code of a command."""
-    return cli.guarded(lambda: cli.app([str(a) for a in args], standalone_mode=False))
 
 
 def width(path):

@@ -13,19 +13,13 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-
-from saccade import cli
+from terminal import saccade
 
 RUN = [
     *("--method", "simclr", "--recipe", "small", "--backbone", "resnet10_w16"),
     *("--batch-size", "8", "--set", "method.hidden=32", "--set", "engine.log_every=1"),
     *("--set", "engine.knn_every=0", "--set", "engine.save_seconds=0"),
 ]
-
-
-def saccade(*args):
-    """Exit code of a command."""
-    return cli.guarded(lambda: cli.app([str(a) for a in args], standalone_mode=False))
 
 
 def weights(out):

@@ -15,19 +15,14 @@ import numpy as np
 import pages
 import pytest
 from PIL import Image
+from terminal import saccade
 
-from saccade import cli
 from saccade.report.files import read
 from saccade.report.looked import Asked, look
 from saccade.report.page import render
 from saccade.report.serve import Live, application, bind
 
 ASKED = Asked(points=100, projection="pca", threads=1)
-
-
-def saccade(*args):
-    """Exit code of a command."""
-    return cli.guarded(lambda: cli.app([str(a) for a in args], standalone_mode=False))
 
 
 class Parsed(HTMLParser):

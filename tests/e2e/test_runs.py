@@ -11,16 +11,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-
-from saccade import cli
+from terminal import on_two_ranks, saccade
 
 ROOT = Path(__file__).parents[2]
 SAME = ("step", "loss", "gradient_norm", "online_knn", "teacher_entropy")  # of a line of the log
-
-
-def saccade(*args):
-    """Exit code of a command."""
-    return cli.guarded(lambda: cli.app(list(map(str, args)), standalone_mode=False))
 
 
 @pytest.mark.slow
@@ -49,9 +43,8 @@ def test_a_run_that_shares_its_weights_out_ends_as_any_other_and_resumes_to_the_
         args += ["--set", setting]
     plain, shared = tmp_path / "plain", tmp_path / "shared"
     assert saccade(*args, "--out", plain) == 0
-    two = [*args, "--out", shared, "--devices", 2, "--shard"]
-    monkeypatch.setattr(sys, "argv", ["saccade", *map(str, two)])  # what the ranks are told
-    assert saccade(*two) == 0
+    two = [*args, "--out", shared, "--shard"]
+    assert on_two_ranks(monkeypatch, *two) == 0
     ended = weights(shared)
     for name, value in weights(plain).items():
         torch.testing.assert_close(ended[name], value, atol=1e-5, rtol=1e-4)
@@ -64,8 +57,7 @@ def test_a_run_that_shares_its_weights_out_ends_as_any_other_and_resumes_to_the_
     saved = sorted((shared / "checkpoints").iterdir())
     assert len(saved) == 5
     lose(saved[2:], shared)
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--resume"])
-    assert saccade(*two, "--resume") == 0
+    assert on_two_ranks(monkeypatch, *two, "--resume") == 0
     assert all(torch.equal(v, ended[k]) for k, v in weights(shared).items())
     lose(saved[2:], shared)
     alone = ["--devices", 1, "--set", "engine.shard=false"]  # the files are those of any run

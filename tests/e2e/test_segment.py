@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -13,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import jaccard_score
+from terminal import on_two_ranks, saccade
 
-from saccade import cli
 from saccade.domains import segmentation
 
 TINY = [
@@ -22,11 +20,6 @@ TINY = [
     *("--set", "system.width=16", "--set", "system.cropping.short=0"),
     *("--set", "system.cropping.size=[32,32]", "--set", "engine.log_every=1"),
 ]
-
-
-def saccade(*args):
-    """Exit code of a command."""
-    return cli.guarded(lambda: cli.app([str(a) for a in args], standalone_mode=False))
 
 
 @pytest.fixture
@@ -91,14 +84,12 @@ def test_a_fine_tuned_backbone_is_weights_like_any_other(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_ranks_that_share_the_weights_out_give_the_loss_of_one(data, tmp_path):
+def test_two_ranks_that_share_the_weights_out_give_the_loss_of_one(data, tmp_path, monkeypatch):
+    args = ["train", "segment", data, *TINY, "--steps", 2, "--batch-size", 4, "--out"]
+    assert saccade(*args, tmp_path / "1") == 0
+    assert on_two_ranks(monkeypatch, *args, tmp_path / "2", "--shard") == 0
     losses = []
-    for ranks in (["1"], ["2", "--shard"]):
-        out = tmp_path / ranks[0]
-        args = ["train", "segment", data, *TINY, "--steps", 2, "--batch-size", 4, "--out", out]
-        command = [sys.executable, "-m", "saccade", *map(str, args), "--devices", *ranks]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    for out in (tmp_path / "1", tmp_path / "2"):
         lines = (out / "metrics.jsonl").read_text().splitlines()
         losses.append([json.loads(line)["loss"] for line in lines])
         assert (out / "results.json").is_file()

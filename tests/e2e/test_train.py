@@ -1,16 +1,13 @@
 """`saccade train` and `saccade predict` as users meet them."""
 
 import json
-import subprocess
-import sys
 
 import boxes
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as reference
-
-from saccade import cli
+from terminal import on_two_ranks, saccade
 
 TINY = [
     *("--backbone", "resnet10_w16", "--batch-size", "2", "--workers", "1"),
@@ -18,11 +15,6 @@ TINY = [
     *("--set", "system.anchors=[4,8,16,32,64]", "--set", "system.framing.short=[40,48]"),
     *("--set", "system.framing.test_short=48", "--set", "system.framing.longest=64"),
 ]
-
-
-def saccade(*args):
-    """Exit code of a command."""
-    return cli.guarded(lambda: cli.app([str(a) for a in args], standalone_mode=False))
 
 
 @pytest.fixture
@@ -79,11 +71,9 @@ def test_a_fine_tuned_backbone_is_weights_like_any_other(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_ranks_train_through_the_command_line(data, tmp_path):
-    args = [*("train", "detect", data, *TINY, "--steps", 2, "--out", tmp_path / "run")]
-    command = [sys.executable, "-m", "saccade", *map(str, args), "--devices", "2"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_two_ranks_train_through_the_command_line(data, tmp_path, monkeypatch):
+    args = ["train", "detect", data, *TINY, "--steps", 2, "--out", tmp_path / "run"]
+    assert on_two_ranks(monkeypatch, *args) == 0
     assert (tmp_path / "run" / "results.json").is_file()
 
 

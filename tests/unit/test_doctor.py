@@ -4,8 +4,8 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from terminal import saccade
 
-from saccade import cli
 from saccade.core import View
 from saccade.data import speed
 from saccade.data_report import remedy
@@ -53,7 +53,7 @@ def pictures(tmp_path, monkeypatch):
 
 
 def examine(*args):
-    return cli.guarded(lambda: cli.app(["doctor", *map(str, args)], standalone_mode=False))
+    return saccade("doctor", *args)
 
 
 def test_good_pictures_have_no_problem_and_all_is_in_the_json(pictures, capsys):

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from terminal import saccade
 
-from saccade import cli, planning, pretraining
+from saccade import planning, pretraining
 from saccade import run as runs
 
 COUNT, BATCH, EPOCHS = 40, 16, 4
@@ -156,10 +157,6 @@ def test_what_fits_in_some_hours(found):
     each = found.step["median"]
     assert found.within(10.5 * each) == 10
     assert found.seconds == found.steps * each
-
-
-def saccade(*words):
-    return cli.guarded(lambda: cli.app(list(map(str, words)), standalone_mode=False))
 
 
 def test_the_command_prints_json(photos, tmp_path, capsys):

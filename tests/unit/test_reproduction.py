@@ -6,16 +6,13 @@ import masks
 import numpy as np
 import pytest
 import torch
+from terminal import saccade
 from torch.utils.flop_counter import FlopCounterMode
 
-from saccade import backbones, cli, pretraining, reproduction, studies, study_runs
+from saccade import backbones, pretraining, reproduction, studies, study_runs
 from saccade import run as runs
 from saccade.attention import LocalRelation
 from saccade.backbones.presets import PRESETS
-
-
-def saccade(*args):
-    return cli.guarded(lambda: cli.app([str(a) for a in args], standalone_mode=False))
 
 
 @pytest.mark.parametrize("name", studies.names())

@@ -6,12 +6,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from terminal import saccade
 
-from saccade import cli, embedding, searching, weights
-
-
-def saccade(*args):
-    return cli.guarded(lambda: cli.app([str(a) for a in args], standalone_mode=False))
+from saccade import embedding, searching, weights
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from terminal import saccade
 
-from saccade import cli, verdict
+from saccade import verdict
 from saccade.evals import few_labels
 from saccade.verdict import Point
 
@@ -106,7 +107,7 @@ def test_a_verdict_on_bright_and_dark(bright, tmp_path, capsys):
     torch.set_num_threads(1)
     words = ["verdict", "random:resnet10_w16", "--data", bright, "--labels", "4,20", "--seeds", "2"]
     words += ["--steps", "2", "--json", tmp_path / "v.json", "--plot", tmp_path / "v.png"]
-    code = cli.guarded(lambda: cli.app([str(w) for w in words], standalone_mode=False))
+    code = saccade(*words)
     said = capsys.readouterr()
     assert code == 0, said.err
     assert "orth" in said.err.splitlines()[-1]
@@ -123,5 +124,5 @@ def test_a_verdict_on_bright_and_dark(bright, tmp_path, capsys):
 
 def test_wrong_labels_are_one_line(bright, capsys):
     words = ["verdict", "random:resnet10_w16", "--data", str(bright), "--labels", "ten"]
-    assert cli.guarded(lambda: cli.app(words, standalone_mode=False)) == 2
+    assert saccade(*words) == 2
     assert "setting labels: 'ten'" in capsys.readouterr().err

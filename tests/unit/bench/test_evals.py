@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
+from terminal import saccade
 
-from saccade import cli
 from saccade.bench import evals
 
 SIZES = {"bank": 300, "queries": 120, "dim": 8, "classes": 5}
@@ -51,7 +51,7 @@ def test_features_are_worth_judging():
     ],
 )
 def test_wrong_words_are_one_line(words, said, capsys):
-    code = cli.guarded(lambda: cli.app(["bench", "eval", *words], standalone_mode=False))
+    code = saccade("bench", "eval", *words)
     told = capsys.readouterr().err
     assert code == 2
     assert said in told
@@ -61,7 +61,7 @@ def test_wrong_words_are_one_line(words, said, capsys):
 def test_the_command(capsys):
     words = ["bench", "eval", "--protocol", "knn", "--rounds", "1", "--json", "-"]
     sizes = [word for name, n in SIZES.items() for word in (f"--{name}", str(n))]
-    assert cli.guarded(lambda: cli.app([*words, *sizes], standalone_mode=False)) == 0
+    assert saccade(*words, *sizes) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["settings"]["bank"] == SIZES["bank"]
     assert "saccade" in told["protocols"]["knn"]

@@ -4,8 +4,9 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
+from terminal import saccade
 
-from saccade import cli, methods
+from saccade import methods
 from saccade.bench import interleave
 from saccade.bench.step import PASSES, fitted, ratios, run_step, run_steps, show_steps
 from saccade.recipe import BackboneConfig
@@ -161,7 +162,7 @@ def test_what_cannot_be_timed_is_refused(method, message):
 @pytest.mark.filterwarnings("ignore:torch.meshgrid")  # lambda-networks
 def test_the_command_lines_of_banks_and_of_peers(capsys):
     def said(*args):
-        assert cli.guarded(lambda: cli.app(["bench", *args], standalone_mode=False)) == 0
+        assert saccade("bench", *args) == 0
         return json.loads(capsys.readouterr().out)
 
     small = ("--image-size", "32", "--batch-size", "4", "--rounds", "1", "--json", "-")

@@ -5,8 +5,8 @@ import sys
 
 import numpy as np
 import pytest
+from terminal import saccade
 
-from saccade import cli
 from saccade.engine import distributed
 
 FOREVER = "import time; time.sleep(600)"
@@ -76,7 +76,7 @@ def test_what_cannot_be_shared_out_is_one_line(tmp_path, capfd, monkeypatch, wor
     args = ["pretrain", str(pictures), "--method", "simclr", "--recipe", "small", "--steps", "1"]
     args += ["--backbone", "resnet10_w16", "--batch-size", "32", "--out", str(tmp_path / "run")]
     monkeypatch.setattr(sys, "argv", ["saccade", *args, *words])
-    assert cli.guarded(lambda: cli.app([*args, *words], standalone_mode=False)) == 2
+    assert saccade(*args, *words) == 2
     lines = [line for line in capfd.readouterr().err.splitlines() if line]
     assert len(lines) == 1
     assert said in lines[0]

@@ -4,8 +4,8 @@ import json
 import time
 
 import pytest
+from terminal import saccade
 
-from saccade import cli
 from saccade.core import Clock
 from saccade.engine import trackers
 from saccade.engine.log import LOG, Recorder, rows
@@ -126,6 +126,6 @@ def test_a_tracker_that_is_not_here_is_one_line(tmp_path, monkeypatch, capsys, v
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     args = ["pretrain", "demo", "--method", "simclr", "--set", f"engine.track={value}"]
     args += ["--out", str(tmp_path / "run")]
-    assert cli.guarded(lambda: cli.app(args, standalone_mode=False)) == 2
+    assert saccade(*args) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
