@@ -1,4 +1,8 @@
-"""One thread: tests run beside each other, and sums keep their order. Chance starts alike."""
+"""One thread: tests run beside each other, and sums keep their order. Chance starts alike.
+
+Shapes and types of all calls are checked, but for slow tests and whole commands: they call what
+others do.
+"""
 
 import os
 import random
@@ -6,9 +10,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
+import timm  # noqa: F401  (under jaxtyping's hook it would be compiled from source)
 import torch
+import wandb  # noqa: F401  (likewise)
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that tests can import `toys`
 torch.set_num_threads(1)
@@ -21,3 +28,9 @@ def _seeded():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _checked(request):
+    slow = "slow" in request.keywords or "e2e" in request.path.parts
+    jaxtyping.config.update("jaxtyping_disable", slow)

@@ -12,8 +12,19 @@ import typer
 from ..errors import RunError
 from .bench import bench
 from .labels import propagate
-from .plan import plan
+from .options import (
+    Architecture,
+    ImageSize,
+    JsonOut,
+    Plot,
+    Precision,
+    Sets,
+    TestData,
+    Weights,
+    Workers,
+)
 from .report import report, serve
+from .train import plan, pretrain, train
 
 app = typer.Typer(
     name="saccade",
@@ -28,128 +39,10 @@ app.add_typer(bench, name="bench")
 UsageError: Any = typer.BadParameter.__base__  # click's own, or the copy inside newer typer
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 
-Sets = Annotated[list[str], typer.Option("--set", help="Any setting: a.b=value. Repeatable.")]
-Workers = Annotated[int, typer.Option(help="Threads that decode and augment.")]
-JsonOut = Annotated[str, typer.Option("--json", help="Write JSON here; - prints JSON alone.")]
-Architecture = Annotated[str, typer.Option("--backbone", help="Of a checkpoint file without one.")]
-ImageSize = Annotated[int, typer.Option(help="Pixels; 0 takes what the weights were built for.")]
 
-
-@app.command()
-def pretrain(
-    data: Annotated[str, typer.Argument(help="Pictures; without it, the demo photographs.")] = "",
-    method: Annotated[str, typer.Option(help="See `saccade list methods`.")] = "",
-    backbone: Annotated[str, typer.Option(help="Any timm name; see `list backbones`.")] = "",
-    recipe: Annotated[
-        str, typer.Option(help="demo (default without DATA), small (32 pixels), paper (default).")
-    ] = "",
-    epochs: Annotated[int, typer.Option(min=0, help="0 takes the recipe's.")] = 0,
-    steps: Annotated[int, typer.Option(min=0, help="Instead of epochs.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=0, help="Global, over all devices.")] = 0,
-    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/pretrain"),
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in OUT.")] = False,
-    eval_data: Annotated[str, typer.Option(help="Labelled pictures to measure on.")] = "",
-    config: Annotated[Path | None, typer.Option(help="A run.json to run again.")] = None,
-    weights: Annotated[str, typer.Option(help="Initialize the encoder from these.")] = "",
-    cache: Annotated[str, typer.Option(help="Folder of a packed copy, made on first use.")] = "",
-    workers: Annotated[int, typer.Option(min=0, help="Threads that decode, per rank.")] = 0,
-    devices: Annotated[int, typer.Option(min=0, help="GPUs, or processes on a CPU.")] = 0,
-    shard: Annotated[bool, typer.Option("--shard", help="Devices share out the weights.")] = False,
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "",
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
-    sets: Sets = [],  # noqa: B006
-) -> None:
-    """Turn a folder of unlabelled pictures into a backbone, and measure it where labels exist."""
-    flags: dict[str, Any] = {
-        "data": data,
-        "eval_data": eval_data,
-        "weights": weights,
-        "epochs": epochs,
-        "steps": steps,
-        "batch_size": batch_size,
-        "engine.cache.folder": cache,
-        "engine.workers": workers,
-        "engine.devices": devices,
-        "engine.shard": "true" if shard else "",
-        "engine.precision": precision,
-        "backbone.name": backbone,
-    }
-    chosen = {k: v for k, v in flags.items() if v}
-    if seed is not None:
-        chosen["seed"] = seed
-    from .. import run as runs
-    from ..commands import run_pretrain
-
-    run = runs.assemble(
-        method=method,
-        recipe=recipe,
-        config=config,
-        out=out if resume else None,
-        flags=chosen,
-        sets=sets,
-    )
-    code = run_pretrain(run, out, resume=resume, overwrite=overwrite, arguments=sys.argv[1:])
-    raise typer.Exit(code)
-
-
-@app.command()
-def train(
-    system: Annotated[str, typer.Argument(help="See `saccade list systems`.")],
-    data: Annotated[str, typer.Argument(help="Labelled data of the system's kind.")],
-    weights: Annotated[str, typer.Option(help="Initialize the encoder from these.")] = "",
-    backbone: Annotated[str, typer.Option(help="Any timm name; see `list backbones`.")] = "",
-    recipe: Annotated[str, typer.Option(help="See `list recipes`; small is for a CPU.")] = "",
-    epochs: Annotated[int, typer.Option(min=0, help="0 takes the recipe's.")] = 0,
-    steps: Annotated[int, typer.Option(min=0, help="Instead of epochs.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=0, help="Global, over all devices.")] = 0,
-    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/train"),
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in OUT.")] = False,
-    eval_data: Annotated[str, typer.Option(help="Test data; else the test split.")] = "",
-    config: Annotated[Path | None, typer.Option(help="A run.json to run again.")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Threads that decode, per rank.")] = 0,
-    devices: Annotated[int, typer.Option(min=0, help="GPUs, or processes on a CPU.")] = 0,
-    shard: Annotated[bool, typer.Option("--shard", help="Devices share out the weights.")] = False,
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "",
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
-    sets: Sets = [],  # noqa: B006
-) -> None:
-    """Fine-tune a backbone on labelled data as part of a system, and measure it."""
-    flags: dict[str, Any] = {
-        "data": data,
-        "eval_data": eval_data,
-        "weights": weights,
-        "steps": steps,
-        "batch_size": batch_size,
-        "engine.workers": workers,
-        "engine.devices": devices,
-        "engine.shard": "true" if shard else "",
-        "engine.precision": precision,
-        "backbone.name": backbone,
-    }
-    chosen = {k: v for k, v in flags.items() if v}
-    if epochs:
-        chosen |= {"epochs": epochs, "steps": steps}  # steps of the recipe no longer count
-    if seed is not None:
-        chosen["seed"] = seed
-    from .. import run as runs
-    from ..commands import run_train
-
-    run = runs.assemble_train(
-        system=system,
-        recipe=recipe,
-        config=config,
-        out=out if resume else None,
-        flags=chosen,
-        sets=sets,
-    )
-    code = run_train(run, out, resume=resume, overwrite=overwrite, arguments=sys.argv[1:])
-    raise typer.Exit(code)
+app.command()(pretrain)
+app.command()(plan)
+app.command()(train)
 
 
 @app.command()
@@ -167,9 +60,9 @@ def predict(
 
 @app.command()
 def evaluate(
-    weights: Annotated[str, typer.Argument(help="Run folder, checkpoint, timm:NAME, random:NAME.")],
+    weights: Weights,
     data: Annotated[str, typer.Option(help="Labelled pictures: bank, or training set.")],
-    eval_data: Annotated[str, typer.Option(help="Test pictures; else the test split.")] = "",
+    eval_data: TestData = "",
     protocol: Annotated[
         str, typer.Option(help="Comma-separated; see `list protocols`.")
     ] = "knn-dino",
@@ -189,7 +82,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     workers: Workers = 2,
     cache: Annotated[str, typer.Option(help="Folder that keeps features between calls.")] = "",
-    plot: Annotated[str, typer.Option(help="Draw the figures into a .png file.")] = "",
+    plot: Plot = "",
     json_out: JsonOut = "",
 ) -> None:
     """Measure backbones under named protocols, with 95 % intervals and paired tests."""
@@ -223,12 +116,12 @@ def verdict(
     weights: Annotated[str, typer.Argument(help="Run folder, checkpoint, timm:NAME.")],
     data: Annotated[str, typer.Option(help="Labelled pictures.")],
     labels: Annotated[str, typer.Option(help="Numbers of labels in all, comma-separated.")],
-    eval_data: Annotated[str, typer.Option(help="Test pictures; else the test split.")] = "",
+    eval_data: TestData = "",
     beside: Annotated[list[str], typer.Option(help="Other weights. Repeatable.")] = [],  # noqa: B006
     seeds: Annotated[int, typer.Option(min=2, help="Draws of labels and weights.")] = 3,
     steps: Annotated[int, typer.Option(min=1, help="Of training all layers.")] = 300,
     workers: Workers = 2,
-    plot: Annotated[str, typer.Option(help="Draw the figures into a .png file.")] = "",
+    plot: Plot = "",
     json_out: JsonOut = "",
 ) -> None:
     """Did pretraining help? With it, without it, and from how many labels on it stops to."""
@@ -249,7 +142,7 @@ def verdict(
 
 @app.command()
 def embed(
-    weights: Annotated[str, typer.Argument(help="Run folder, checkpoint, timm:NAME, random:NAME.")],
+    weights: Weights,
     data: Annotated[str, typer.Option(help="Pictures.")],
     out: Annotated[Path, typer.Option(help="A .parquet file.")],
     split: Annotated[str, typer.Option(help="train or test.")] = "train",
@@ -284,7 +177,7 @@ def search(
 
 @app.command()
 def look(
-    weights: Annotated[str, typer.Argument(help="Run folder, checkpoint, timm:NAME, random:NAME.")],
+    weights: Weights,
     images: Annotated[list[Path], typer.Argument(help="Picture files.")],
     out: Annotated[Path, typer.Option(help="A .png file.")],
     query: Annotated[str, typer.Option(help="x,y in the first picture: shares, or pixels.")] = "",
@@ -302,7 +195,7 @@ def look(
 
 @app.command()
 def export(
-    weights: Annotated[str, typer.Argument(help="Run folder, checkpoint, timm:NAME, random:NAME.")],
+    weights: Weights,
     format: Annotated[str, typer.Option(help="timm, hf, torchvision, onnx or state-dict.")],
     out: Annotated[Path, typer.Option(help="A folder, or a file for onnx and state-dict.")],
     data: Annotated[str, typer.Option(help="Pictures to prove it on.")] = "demo",
@@ -323,8 +216,8 @@ def reproduce(
     seeds: Annotated[int, typer.Option(min=2)] = 3,
     seen: Annotated[int, typer.Option(min=0, help="Pictures a run sees; 0: the study's.")] = 0,
     pictures: Annotated[int, typer.Option(min=0, help="To train on; 0: the study's.")] = 0,
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "",
-    plot: Annotated[str, typer.Option(help="Draw the figures into a .png file.")] = "",
+    precision: Precision = "",
+    plot: Plot = "",
     json_out: JsonOut = "",
 ) -> None:
     """Run a claim of the literature in the small, and say whether it holds here."""
@@ -385,7 +278,7 @@ def list_(
 @app.command()
 def doctor(
     data: Annotated[str, typer.Argument(help="Pictures to check; optional.")] = "",
-    eval_data: Annotated[str, typer.Option(help="Test pictures; else the test split.")] = "",
+    eval_data: TestData = "",
     sample: Annotated[int, typer.Option(min=0, help="Pictures looked at; 0: up to 20,000.")] = 0,
     method: Annotated[str, typer.Option(help="Whose views are timed.")] = "simclr",
     recipe: Annotated[str, typer.Option(help="Of the method.")] = "paper",
@@ -407,7 +300,6 @@ def doctor(
     raise typer.Exit(code)
 
 
-app.command()(plan)
 app.command()(propagate)
 app.command()(report)
 app.command()(serve)

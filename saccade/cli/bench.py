@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-JsonOut = Annotated[str, typer.Option("--json", help="Write JSON here; - prints JSON alone.")]
+from .options import JsonOut
 
 bench = typer.Typer(
     help="Measure beside peers: training steps, views, attention, judging features.",

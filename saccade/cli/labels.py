@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
+from .options import Weights
+
 
 def propagate(
-    weights: Annotated[str, typer.Argument(help="Run folder, checkpoint, timm:NAME, random:NAME.")],
+    weights: Weights,
     data: Annotated[str, typer.Option(help="Pictures, some of them labelled.")],
     out: Annotated[Path, typer.Option(help="A list: picture, class, confidence.")],
     labels: Annotated[int, typer.Option(min=0, help="Labels used, as many of every class.")] = 0,

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from terminal import on_two_ranks, saccade
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from terminal import saccade
 
 TINY = [
     *("--recipe", "small", "--backbone", "resnet10_w16", "--batch-size", "32"),
@@ -44,13 +45,16 @@ def test_help_and_list_import_no_torch(args):
 def test_pretrain_measures_keeps_and_exports(pictures, tmp_path, capsys):
     out = tmp_path / "run"
     args = ["pretrain", pictures, "--method", "simclr", *TINY, "--steps", 4, "--out", out]
-    assert saccade(*args) == 0
+    assert saccade(*args, "--set", "engine.track=tensorboard") == 0
     results = json.loads((out / "results.json").read_text())["results"]
     models = {r["model"] for r in results}
     assert {"chance", "color-histogram", "hog", "random weights", "after pretraining"} <= models
     assert all(r["n"] == 32 and r["low"] <= r["value"] <= r["high"] for r in results)
-    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [0, 2, 3]
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 2, 3]
+    events = EventAccumulator(str(out / "tensorboard")).Reload().Scalars("loss")
+    told = [(e.step, pytest.approx(e.value)) for e in events]
+    assert [(row["step"], row["loss"]) for row in rows] == told
     assert "health:" in capsys.readouterr().err
 
     found = tmp_path / "found.json"
@@ -80,24 +84,6 @@ def test_run_json_runs_again_to_the_same_weights(pictures, tmp_path):
     assert (a / "run.json").read_text() == (b / "run.json").read_text()
     weights = [(x / "backbone" / "model.safetensors").read_bytes() for x in (a, b)]
     assert weights[0] == weights[1]
-
-
-def test_two_ranks_train_through_the_command_line(pictures, tmp_path, monkeypatch, capfd):
-    unlabelled = tmp_path / "unlabelled.npz"
-    with np.load(pictures) as arrays:
-        np.savez(unlabelled, x=arrays["x"])
-    args = ["pretrain", unlabelled, "--method", "simclr", *TINY, "--steps", 3, "--out"]
-    assert saccade(*args, tmp_path / "1") == 0
-    assert on_two_ranks(monkeypatch, *args, tmp_path / "2") == 0
-    assert "nothing is measured" in capfd.readouterr().err
-    one, two = (
-        [
-            json.loads(line)["loss"]
-            for line in (tmp_path / d / "metrics.jsonl").read_text().splitlines()
-        ]
-        for d in ("1", "2")
-    )
-    assert one == pytest.approx(two, abs=1e-4)
 
 
 @pytest.fixture

@@ -15,12 +15,16 @@ from terminal import saccade
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 SMALL = ["--steps", "2", "--batch-size", "4", "--set", "engine.knn_every=0"]
-WIDTHS = {
-    "dino": ["--set", "method.prototypes=64"],
-    "pixpro": [
-        *("--backbone", "resnet10_w16", "--set", "backbone.image_size=64"),
-        *("--set", "method.views.0.size=64", "--set", "method.views.1.size=64"),
+VIEWS = ["backbone.image_size=64", "method.views.0.size=64", "method.views.1.size=64"]
+CONVOLUTIONS = ["--backbone", "resnet10_w16"]
+WIDTHS = {  # of a method in a recipe
+    ("dino", "small"): [*CONVOLUTIONS, "--set", "method.prototypes=64"],
+    ("dino", ""): [
+        *("--backbone", "vit_tiny_patch16_224", "--set", "method.prototypes=64"),
+        *(word for v in [*VIEWS, "method.views.2.size=32"] for word in ("--set", v)),
     ],
+    ("pixpro", "pyramid"): [*CONVOLUTIONS, *(word for v in VIEWS for word in ("--set", v))],
+    ("simclr", "small"): CONVOLUTIONS,
 }
 DETECT = [
     *("--workers", "1", "--set", "system.hidden=16", "--set", "system.regions=8"),
@@ -34,6 +38,10 @@ def commands(path):
     lines = "".join(BLOCK.findall(path.read_text())).splitlines()
     parts = [part.strip() for line in lines for part in line.split("&&")]
     return [shlex.split(p)[1:] for p in parts if shlex.split(p)[0].endswith("saccade")]
+
+
+def value(args, option):
+    return args[args.index(option) + 1] if option in args else ""
 
 
 @pytest.fixture
@@ -86,8 +94,8 @@ def test_every_command_runs(name, desk, monkeypatch):
     assert len(found) >= 2
     for args in found:
         if args[0] in ("pretrain", "plan") and "--method" in args:
-            method = args[args.index("--method") + 1]
-            args = [*args, *SMALL, *WIDTHS.get(method, [])]
+            kind = value(args, "--method"), value(args, "--recipe")
+            args = [*args, *SMALL, *WIDTHS.get(kind, [])]
         if args[0] == "train":
             args = [*args, "--steps", "2", "--batch-size", "4"]
         if args[:2] == ["train", "detect"]:

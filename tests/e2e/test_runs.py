@@ -80,12 +80,13 @@ def rows(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_dirty_folder_trains_and_lists_exactly_the_unreadable(tmp_path):
+def test_a_dirty_folder_trains_and_lists_exactly_the_unreadable(tmp_path, capsys):
     wanted = dirty.make(tmp_path / "photos")
     out = tmp_path / "run"
     args = ["pretrain", tmp_path / "photos", "--method", "simclr", "--recipe", "small"]
     args += ["--backbone", "resnet10_w16", "--batch-size", 32, "--steps", 3, "--out", out]
     assert saccade(*args) == 0
+    assert "no labels, so nothing is measured" in capsys.readouterr().err
     lines = (out / "bad_files.jsonl").read_text().splitlines()
     found = {row["name"]: row["reason"] for row in map(json.loads, lines)}
     assert found.keys() == wanted.keys()
