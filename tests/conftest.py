@@ -27,7 +27,7 @@ os.environ["SACCADE_CACHE"] = tempfile.mkdtemp()  # figures of baselines, new in
 def _seeded():
     random.seed(0)
     np.random.seed(0)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed also takes a traceback for CUDA
 
 
 @pytest.fixture(autouse=True)

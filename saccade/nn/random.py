@@ -26,6 +26,7 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ ((x >> 31) & ((1 << 33) - 1))
 
 
+@torch.compiler.assume_constant_result  # zlib cannot be traced
 def salt(name: str) -> int:
     """A fixed number for an operation's name."""
     return zlib.crc32(name.encode())
@@ -57,7 +58,6 @@ def integers(key: Int[Tensor, "b"], n: int, below: int, name: str) -> Int[Tensor
     return ((_bits(key, n, name) >> 1) & ((1 << 63) - 1)) % below
 
 
-@torch.compiler.disable  # which cannot see through `salt`, and made a graph for each length
 def _bits(key: Tensor, n: int, name: str) -> Tensor:
     at = torch.arange(n, device=key.device)
     return fold(fold(key, salt(name))[:, None].expand(-1, n), at.expand(len(key), -1))

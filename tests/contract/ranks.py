@@ -19,7 +19,7 @@ from saccade.engine.sharding import shard, whole
 from saccade.nn.dist import mean
 from saccade.nn.norm import synchronize
 
-STEPS, EARLY, B = 20, 5, 8  # sharded runs end early
+STEPS, EARLY, B = 10, 3, 8  # sharded runs end early
 VARIANTS = {name: (name, {}) for name in methods.names()}
 VARIANTS["simclr"] = ("simclr", {"temperature": 0.5})  # lower ones magnify rounding step by step
 VARIANTS["simclr_v2"] = ("simclr_v2", {"temperature": 1.0, "layers": 2, "dim": 32})

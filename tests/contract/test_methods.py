@@ -258,7 +258,7 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "steps"), [("two", 20), ("shard", 5)])
+@pytest.mark.parametrize(("kind", "steps"), [("two", 10), ("shard", 3)])
 @pytest.mark.parametrize("name", [*NAMES, "moco symmetric", "pixpro instance"])
 def test_two_ranks_train_as_one(runs, name, kind, steps):
     one, two = runs["one.0"][name], runs[f"{kind}.0"][name]
@@ -272,7 +272,7 @@ def test_two_ranks_train_as_one(runs, name, kind, steps):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "steps"), [("two", 20), ("shard", 5)])
+@pytest.mark.parametrize(("kind", "steps"), [("two", 10), ("shard", 3)])
 @pytest.mark.parametrize("name", [*NAMES, "moco symmetric", "pixpro instance"])
 def test_ranks_agree_to_the_bit_on_all_state(runs, name, kind, steps):
     """Weights, teachers, queues, centers and batch statistics."""

@@ -25,6 +25,7 @@ WIDTHS = {  # of a method in a recipe
     ],
     ("pixpro", "pyramid"): [*CONVOLUTIONS, *(word for v in VIEWS for word in ("--set", v))],
     ("simclr", "small"): CONVOLUTIONS,
+    ("simclr_v2", "small"): CONVOLUTIONS,
 }
 DETECT = [
     *("--workers", "1", "--set", "system.hidden=16", "--set", "system.regions=8"),
