@@ -18,6 +18,7 @@ from . import (
     evals,
     evaluation,
     exports,
+    methods,
     predicting,
     pretraining,
     reproduction,
@@ -101,7 +102,8 @@ def measure(run: Run, out: Path) -> list[Result]:
         return []
     _say(f"measuring on {len(test)} labelled test pictures, with {len(train)} to learn from")
     results = evals.trivial(train, test, threads=run.engine.workers, seed=run.seed)
-    protocols = ["knn-dino", "linear-dino"] if run.name == "mae" else ["knn-dino"]
+    family, _ = methods.FACTS.get(run.name, ("", ""))
+    protocols = ["knn-dino", "linear-dino"] if family == "masks" else ["knn-dino"]
     for name, folder in (("random weights", "initial"), ("after pretraining", "backbone")):
         loaded = weights.load(str(out / folder))
         results += evals.evaluate(

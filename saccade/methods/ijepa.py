@@ -150,7 +150,7 @@ class IJEPA(Method[PatchBackbone]):
         share = z.new_tensor(context.shape[1] / math.prod(self.grid))
         return Step(F.smooth_l1_loss(z, h), {"explained": explained, "seen": share}, whole.mean(1))
 
-    @torch.compiler.disable  # two numbers of it come to the host
+    @torch.compiler.disable()  # two numbers of it come to the host
     @torch.no_grad()
     def choose(self, key: Int[Tensor, "b"]) -> tuple[Int[Tensor, "b k"], Int[Tensor, "b t m"]]:
         """Patches of the context, and of each target in raster order."""

@@ -107,7 +107,7 @@ class PIC(Method[Backbone]):
         self.place.index_copy_(0, own, at[last_place(own)])
         self.head.copy_((self.head + len(own)) % k)
 
-    @torch.compiler.disable  # a loop as long as the data say
+    @torch.compiler.disable()  # a loop as long as the data say
     @torch.no_grad()
     def catch_up(self, own: Int[Tensor, "n"], clock: Clock) -> None:
         """Apply the steps without gradient that these weights have missed."""

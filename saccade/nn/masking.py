@@ -73,7 +73,7 @@ def exact_block_masks(
     return mask | (lot.argsort(dim=1, stable=True).argsort(1) < left[:, None])
 
 
-@torch.compiler.disable  # a loop over draws, unrolled, would be thousands of nodes
+@torch.compiler.disable()  # a loop over draws, unrolled, would be thousands of nodes
 def _blocks(
     key: Int[Tensor, "b"],
     count: Float[Tensor, "b"],

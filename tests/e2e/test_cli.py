@@ -86,6 +86,15 @@ def test_run_json_runs_again_to_the_same_weights(pictures, tmp_path):
     assert weights[0] == weights[1]
 
 
+def test_what_masks_have_taught_is_measured_by_a_classifier_too(pictures, tmp_path):
+    out = tmp_path / "run"
+    args = ["pretrain", pictures, "--method", "mlm", "--recipe", "small", "--batch-size", 32]
+    assert saccade(*args, "--backbone", "vit_pico_patch4_32", "--steps", 1, "--out", out) == 0
+    results = json.loads((out / "results.json").read_text())["results"]
+    trained = {r["protocol"] for r in results if r["model"] == "after pretraining"}
+    assert trained == {"knn-dino/1", "linear-dino/1"}
+
+
 @pytest.fixture
 def wrong(pictures, tmp_path):
     """Name of a mistake -> command line."""
