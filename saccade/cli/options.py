@@ -29,6 +29,7 @@ RankWorkers = Annotated[int, typer.Option(min=0, help="Threads that decode, per 
 Workers = Annotated[int, typer.Option(help="Threads that decode and augment.")]
 Devices = Annotated[int, typer.Option(min=0, help="GPUs, or processes on a CPU.")]
 Shard = Annotated[bool, typer.Option("--shard", help="Devices share out the weights.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the step; for long runs.")]
 Precision = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
 Seed = Annotated[int | None, typer.Option(min=0)]
 

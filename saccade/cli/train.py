@@ -12,6 +12,7 @@ import typer
 from .options import (
     Backbone,
     BatchSize,
+    Compile,
     Config,
     Devices,
     Epochs,
@@ -50,12 +51,13 @@ def pretrain(
     workers: RankWorkers = 0,
     devices: Devices = 0,
     shard: Shard = False,
+    compile: Compile = False,
     precision: Precision = "",
     seed: Seed = None,
     sets: Sets = [],  # noqa: B006
 ) -> None:
     """Turn a folder of unlabelled pictures into a backbone, and measure it where labels exist."""
-    flags = _chosen(backbone, batch_size, workers, devices, shard, precision, seed)
+    flags = _chosen(backbone, batch_size, workers, devices, shard, compile, precision, seed)
     flags |= _given({"data": data, "eval_data": eval_data, "weights": weights})
     flags |= _given({"epochs": epochs, "steps": steps, "engine.cache.folder": cache})
     from .. import run as runs
@@ -86,13 +88,14 @@ def plan(
     workers: RankWorkers = 0,
     devices: Devices = 0,
     shard: Shard = False,
+    compile: Compile = False,
     precision: Precision = "",
     hours: Annotated[float, typer.Option(min=0, help="Also say how many steps fit.")] = 0.0,
     sets: Sets = [],  # noqa: B006
     json_out: JsonOut = "",
 ) -> None:
     """Measure a few steps and say how long a pretraining takes, how much memory and disk."""
-    flags = _chosen(backbone, batch_size, workers, devices, shard, precision)
+    flags = _chosen(backbone, batch_size, workers, devices, shard, compile, precision)
     flags |= _given({"data": data, "epochs": epochs, "steps": steps})
     from .. import planning
     from .. import run as runs
@@ -127,12 +130,13 @@ def train(
     workers: RankWorkers = 0,
     devices: Devices = 0,
     shard: Shard = False,
+    compile: Compile = False,
     precision: Precision = "",
     seed: Seed = None,
     sets: Sets = [],  # noqa: B006
 ) -> None:
     """Fine-tune a backbone on labelled data as part of a system, and measure it."""
-    flags = _chosen(backbone, batch_size, workers, devices, shard, precision, seed)
+    flags = _chosen(backbone, batch_size, workers, devices, shard, compile, precision, seed)
     flags |= _given({"data": data, "eval_data": eval_data, "weights": weights, "steps": steps})
     if epochs:
         flags |= {"epochs": epochs, "steps": steps}  # steps of the recipe no longer count
@@ -157,6 +161,7 @@ def _chosen(
     workers: int,
     devices: int,
     shard: bool,
+    compile: bool,
     precision: str,
     seed: int | None = None,
 ) -> dict[str, Any]:
@@ -167,6 +172,7 @@ def _chosen(
             "engine.workers": workers,
             "engine.devices": devices,
             "engine.shard": "true" if shard else "",
+            "engine.compile": "true" if compile else "",
             "engine.precision": precision,
             "backbone.name": backbone,
         }

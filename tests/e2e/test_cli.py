@@ -86,6 +86,17 @@ def test_run_json_runs_again_to_the_same_weights(pictures, tmp_path):
     assert weights[0] == weights[1]
 
 
+def test_a_step_is_compiled_where_that_is_asked_for(pictures, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda task: compiled.append(task) or task)
+    args = ["pretrain", pictures, "--method", "simclr", *TINY, "--steps", 1]
+    for words in ([], ["--compile"]):
+        assert saccade(*args, *words, "--out", tmp_path / "run", "--overwrite") == 0
+    assert [type(task).__name__ for task in compiled] == ["SimCLR"]
+    said = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert said["engine"]["compile"] is True
+
+
 def test_what_masks_have_taught_is_measured_by_a_classifier_too(pictures, tmp_path):
     out = tmp_path / "run"
     args = ["pretrain", pictures, "--method", "mlm", "--recipe", "small", "--batch-size", 32]
